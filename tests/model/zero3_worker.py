@@ -1,0 +1,86 @@
+"""Run by `deepspeed` with two processes: one ZeRO-3 step on batches of different families, its facts written as a file.
+
+Arguments: a model (`minilm` or an architecture of `tiny_models`), a tokenizer folder, the file to write.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_grad
+from tiny_models import TASKS, Batch, MultiTaskModel, batch_of, minilm, tiny_recipe
+from transformers.integrations import HfDeepSpeedConfig
+
+from trainer.config.schema import OptimizerConfig, Recipe
+from trainer.model.backbone import model_kind
+from trainer.model.multitask import build_model
+from trainer.tasks.spec import Family
+
+CONFIG = {
+    "train_micro_batch_size_per_gpu": 1,
+    "gradient_accumulation_steps": 1,
+    "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
+    "zero_force_ds_cpu_optimizer": False,
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    "enable_sanity_checks": True,
+}
+
+
+def mixture(kind: str) -> tuple[list[Family], list[Family]]:
+    """The families of rank 0's and rank 1's batch: neither holds what the other does."""
+    lm = {"encoder": Family.MASKED_LM, "encoder-decoder": Family.SEQ2SEQ, "decoder": Family.CAUSAL_LM}[kind]
+    return [Family.CLASSIFICATION, Family.SPAN], [lm, Family.MULTIPLE_CHOICE, Family.REGRESSION]
+
+
+def recipe_of(model: str, tokenizer: Path) -> Recipe:
+    if model == "minilm":
+        return Recipe.model_validate({"tasks": ["x"], "seed": 7, "model": {"path": str(minilm()), "dropout": 0.0}})
+    return tiny_recipe(model, tokenizer, dropout=0.0)
+
+
+def build(recipe: Recipe, kind: str) -> MultiTaskModel:
+    return build_model(recipe, [TASKS[f] for f in (*mixture(kind)[0], *mixture(kind)[1])])
+
+
+def batches(model: MultiTaskModel) -> list[Batch]:
+    """Rank 0's and rank 1's batch; of different sizes, as they are in a run."""
+    first, second = mixture(model.backbone.kind)
+    return [batch_of(model, first), batch_of(model, second, lengths=(12, 7))]
+
+
+def main(name: str, tokenizer: Path, out: Path) -> None:
+    deepspeed.init_distributed("gloo", verbose=False)
+    rank = dist.get_rank()
+    recipe = recipe_of(name, tokenizer)
+    alive = HfDeepSpeedConfig(CONFIG)
+    model = build(recipe, model_kind(recipe.model))
+    sharded = sum(hasattr(p, "ds_id") for p in model.backbone.parameters())
+    groups = model.parameter_groups(OptimizerConfig())
+    engine: Any = deepspeed.initialize(model=model, model_parameters=groups, config=CONFIG)[0]
+    # Twice with the batches swapped: the second forward runs against the trace of the first.
+    mine = batches(model)
+    losses, grads = [], []
+    for turn in (0, 1):
+        loss = engine(mine[(rank + turn) % 2])["loss"]
+        engine.backward(loss)
+        grads.append({n: safe_get_full_grad(p) for n, p in model.named_parameters()})
+        engine.optimizer.zero_grad()
+        losses.append(loss.item())
+    gathered: list[Any] = [None, None]
+    dist.all_gather_object(gathered, losses)
+    generated = None
+    if model.backbone.kind != "encoder":
+        engine.eval()
+        generated = model.generate(mine[0].input_ids, mine[0].attention_mask, 3 + rank, synced_gpus=True)
+    if rank == 0:
+        torch.save({"losses": gathered, "grads": grads, "sharded": sharded, "generated": generated}, out)
+    del alive
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

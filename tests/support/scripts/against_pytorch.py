@@ -1,0 +1,92 @@
+"""Train tiny models under DeepSpeed and, on every rank, in plain PyTorch on all ranks' micro-batches; write the
+largest difference between their weights after each window.
+
+    deepspeed --num_gpus 2 against_pytorch.py OUT STEPS RECIPE.json [RECIPE.json ...]
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+
+from trainer.config import recipe_from
+from trainer.engine.schedule import lr_factor
+from trainer.engine.session import Session, init_distributed, start
+from trainer.engine.step import run_window
+from trainer.model.multitask import MultiTaskModel, build_model
+from trainer.run.prepare import Job, prepare_together
+from trainer.window import Window
+from trainer.window.hashing import seed32
+
+
+def reference_step(model: MultiTaskModel, optimizer: Any, job: Job, window: Window, factor: float) -> float:
+    """The same window in plain PyTorch: every micro-batch of every rank, one dense AdamW step."""
+    collator = job.collator(job.train)
+    optimizer.zero_grad(set_to_none=True)
+    for micro_step in window.micro_steps:
+        for micro in micro_step:
+            batch = collator(micro.tasks, micro.rows, micro.epochs, window.unit_weights())
+            torch.manual_seed(seed32(job.recipe.seed, window.step, micro.index))
+            model(batch)["loss"].backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not missing, f"no gradient for {missing}"
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), job.recipe.optimizer.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    optimizer.step()
+    return float(norm)
+
+
+def full(session: Session, name: str, parameter: torch.nn.Parameter) -> torch.Tensor:
+    value = parameter.detach() if session.stage == 0 else safe_get_full_fp32_param(parameter)
+    assert value is not None, name
+    return value
+
+
+def compare(values: dict[str, Any], steps: int) -> dict[str, Any]:
+    recipe = recipe_from(values)
+    rank, world_size, _ = init_distributed()
+    job = prepare_together(recipe, rank)
+    torch.manual_seed(0)
+    reference = copy.deepcopy(build_model(recipe, job.tasks, job.random_weights))
+    reference.train()
+    config = recipe.optimizer
+    optimizer = torch.optim.AdamW(reference.parameter_groups(config), betas=config.betas, eps=config.eps)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    session = start(recipe, job.tasks, None, job.random_weights)
+    planner = job.planner(world_size if job.by_step else 1)
+    collator = job.collator(job.train)
+    theirs = dict(reference.named_parameters())
+    differences, absent, norms = [], set(), []
+    for step in range(steps):
+        window = planner.window(step, world_size)
+        absent |= {job.names[t] for t, n in enumerate(window.rows.tolist()) if n == 0}
+        factor = lr_factor(step, steps, config)
+        run_window(session, window, collator, recipe.seed, factor, stop=False)
+        norm = reference_step(reference, optimizer, job, window, factor)
+        norms.append(abs(session.gradient_norm() / norm - 1))
+        differences.append(
+            max(float((full(session, n, p) - theirs[n]).abs().max()) for n, p in session.model.named_parameters())
+        )
+    loss_now = session.engine(collator(*_first(window), window.unit_weights()))["loss"]
+    session.engine.destroy()
+    return {"differences": differences, "absent": sorted(absent), "norms": norms, "loss": float(loss_now)}
+
+
+def _first(window: Window) -> tuple[Any, Any, Any]:
+    micro = window.micro_steps[0][0]
+    return micro.tasks, micro.rows, micro.epochs
+
+
+if __name__ == "__main__":
+    arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
+    out, steps, *recipes = arguments
+    results = {path: compare(json.loads(Path(path).read_text()), int(steps)) for path in recipes}
+    Path(out, f"rank-{torch.distributed.get_rank()}.json").write_text(json.dumps(results))

@@ -1,0 +1,257 @@
+"""The recipe: every key a user may write, its type, its default and what it does.
+
+Owns: the pydantic models. Loading YAML, overrides and error messages are `load.py`. A recipe is checked whole before
+any process is spawned; what depends on the machine (world size) is checked by `trainer.run.prepare`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trainer.tasks.spec import TaskSpec
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of all recipe sections: unknown keys are errors, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """The pretrained (or random) backbone."""
+
+    path: str | None = None
+    """Local directory, hub name, or `package:NAME` for an installed Python package that carries a model folder."""
+    config: dict[str, Any] | None = None
+    """Instead of `path`: a transformers config with `model_type`, for a model with random weights."""
+    tokenizer: str | None = None
+    """Directory or hub name of the tokenizer; defaults to `path`. Needed with `config`."""
+    max_length: Annotated[int, Field(ge=8)] = 256
+    """Longest sequence in tokens. Longer text is truncated (counted and reported); span contexts are windowed."""
+    max_target_length: Annotated[int, Field(ge=2)] = 64
+    """Longest target of a seq2seq row in tokens; also the most tokens generated in evaluation."""
+    span_stride: Annotated[int, Field(ge=0)] = 64
+    """Overlap in tokens between the windows of a long span context."""
+    span_windows: Positive = 4
+    """Most windows of one context in training (those around the answer); evaluation always sees the whole context."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention implementation of transformers."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    dropout: Share | None = None
+    """Overrides every dropout rate of the backbone; None keeps the model's own."""
+
+
+class HeadsConfig(Section):
+    """The packed head: all small task heads live in one parameter."""
+
+    share_multiple_choice: bool = True
+    """One scoring head for all multiple-choice tasks (MUPPET: a head each overfits)."""
+    share_span: bool = True
+    """One start/end head for all span tasks (MUPPET)."""
+    dropout: Share | None = None
+    """Dropout before the heads; None takes the backbone's classifier dropout."""
+
+
+class SamplingRule(StrEnum):
+    """How a task's rate follows from its size."""
+
+    PROPORTIONAL = "proportional"
+    TEMPERATURE = "temperature"
+    CAPPED = "capped"
+    EQUAL = "equal"
+    FIXED = "fixed"
+
+
+class SamplingConfig(Section):
+    """How often each task is drawn. Rates are shares of *examples*, as in MUPPET, T5 and SeqIO."""
+
+    rule: SamplingRule = SamplingRule.PROPORTIONAL
+    """proportional: n. temperature: n^(1/T). capped: min(n, cap). equal: 1. fixed: `rates`."""
+    temperature: Annotated[float, Field(ge=1.0)] = 2.0
+    """T of rule `temperature`."""
+    cap: Positive | None = None
+    """Most examples a task counts for: needed by rule `capped`, applied before the power by `temperature`."""
+    rates: dict[str, Annotated[float, Field(ge=0.0)]] = Field(default_factory=dict)
+    """Task -> rate for rule `fixed`; they are normalised to sum to 1 and every task needs one."""
+
+
+class Heterogeneity(StrEnum):
+    """How tasks are spread over the micro-batches of a window."""
+
+    RANK = "rank"
+    STEP = "step"
+    ROW = "row"
+
+
+class WindowConfig(Section):
+    """One optimizer step: `micro_batches` micro-batches over all ranks and micro-steps."""
+
+    micro_batches: Positive = 8
+    """Micro-batches per optimizer step over all ranks; each rank runs micro_batches / world size of them."""
+    tokens: Annotated[int, Field(ge=16)] = 2048
+    """Token budget (padding included) of one micro-batch."""
+    heterogeneity: Heterogeneity = Heterogeneity.RANK
+    """rank: each micro-batch draws its own task. step: ranks share a task within a micro-step. row: tasks mixed
+    inside a micro-batch."""
+    group: Positive | None = None
+    """Micro-batches that share a task under `step`; None is the world size of the run's first start."""
+
+
+class LossConfig(Section):
+    """What the loss of a window is."""
+
+    scale: Literal["log_n", "none"] = "log_n"
+    """log_n: each example's loss is divided by log of its number of possible outputs (MUPPET section 3)."""
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field(default_factory=dict)
+    """Task -> loss weight; 1 where absent."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Label smoothing of the seq2seq tasks (MUPPET smooths generation)."""
+    regression_scale: Annotated[float, Field(gt=0.0)] = 10.0
+    """Factor on the squared error of scores scaled to [0, 1]: log 1 = 0 gives no scale of its own."""
+    mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of tokens masked for masked LM (80/10/10)."""
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule. A DeepSpeed JSON that sets the same value differently is an error naming both."""
+
+    lr: Annotated[float, Field(gt=0.0)] = 5e-5
+    """Peak learning rate of the backbone."""
+    head_lr: Annotated[float, Field(gt=0.0)] | None = None
+    """Peak learning rate of the heads; None is `lr`."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled weight decay of backbone matrices (never of biases and norms)."""
+    head_weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Decay of the packed head. 0 keeps heads of tasks not yet drawn exactly where they are (docs/sampling.md)."""
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    """AdamW's betas."""
+    eps: Annotated[float, Field(gt=0.0)] = 1e-6
+    """AdamW's epsilon."""
+    clip: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    schedule: Literal["linear", "cosine", "constant", "polynomial"] = "linear"
+    """Decay after the warm-up, to 0 at the last step (`constant` stays)."""
+    warmup: Annotated[float, Field(ge=0.0)] = 0.06
+    """Warm-up: a share of all steps when below 1, else a number of steps."""
+    power: Annotated[float, Field(gt=0.0)] = 1.0
+    """Power of the polynomial schedule."""
+
+
+class TrainingConfig(Section):
+    """Length, precision and housekeeping."""
+
+    steps: Positive = 1000
+    """Optimizer steps (windows)."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on GPUs that have it, fp32 elsewhere, unless the DeepSpeed JSON says otherwise."""
+    log_every: Positive = 10
+    """Windows between two lines of metrics.jsonl and TensorBoard."""
+
+
+class EvaluationConfig(Section):
+    """Evaluation on dev rows, sharded over the ranks."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Windows between evaluations; 0 evaluates only before and after training."""
+    before: bool = True
+    """Evaluate before the first step, so that the final table can say what training changed."""
+    max_rows: Annotated[int, Field(ge=0)] = 0
+    """Most rows of a task per evaluation (the first by content hash); 0 is all."""
+    tokens: Annotated[int, Field(ge=16)] | None = None
+    """Token budget of an evaluation batch; None is twice the window's."""
+    dev_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of train cut as dev for tasks without a dev split (by content hash; never trained on)."""
+    dev_rows: Positive = 500
+    """Most rows of that cut."""
+    generate: bool = True
+    """Decode seq2seq tasks for their text metrics; false reports their perplexity only."""
+
+
+class EarlyStoppingConfig(Section):
+    """Which number says how good a checkpoint is."""
+
+    watch: str = "mean"
+    """A task name, or `mean` over all tasks' primary metrics (perplexities excluded)."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Evaluations without improvement before stopping; 0 never stops early."""
+    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+    """Smallest change that counts as an improvement."""
+
+
+class CheckpointConfig(Section):
+    """Checkpoints under RUN/checkpoints."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Windows between checkpoints; 0 saves only at the end and when stopped."""
+    keep_last: Positive = 2
+    """Newest checkpoints kept."""
+    keep_best: bool = True
+    """Also keep the checkpoint of the best evaluation (`early_stopping.watch`)."""
+    export: list[str] = Field(default_factory=lambda: ["backbone"])
+    """Hugging Face models written to RUN/export at the end: `backbone`, or names of tasks for the model with that
+    task's head. `sett export` writes any of them later."""
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "run"
+    """Name of the run."""
+    output: Path = Path("runs")
+    """Runs are written to `output/name`."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Everything random is a pure function of this, the step and the row."""
+    model: ModelConfig = ModelConfig()
+    tasks: Annotated[list[str | TaskSpec], Field(min_length=1)]
+    """Task folders with a task.json, globs of such folders, or declarations written out."""
+    exclude: list[str] = Field(default_factory=list)
+    """Names (or globs) of tasks to leave out."""
+    sampling: SamplingConfig = SamplingConfig()
+    window: WindowConfig = WindowConfig()
+    heads: HeadsConfig = HeadsConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    deepspeed: str | dict[str, Any] = "zero3"
+    """Name of a file in ds_configs/, path of a DeepSpeed JSON, or the JSON itself. `auto` values are filled in."""
+    cache: Path | None = None
+    """Token cache; None is $SETT_CACHE, else ~/.cache/sett."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that tokenise; 0 is one a core."""
+
+    @property
+    def run_dir(self) -> Path:
+        return self.output / self.name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if (self.model.path is None) == (self.model.config is None):
+            raise ValueError("model: give exactly one of model.path and model.config")
+        if self.model.config is not None and self.model.tokenizer is None:
+            raise ValueError("model.tokenizer: a model from model.config needs a tokenizer (`sett tokenizer train`)")
+        if self.model.config is not None and "model_type" not in self.model.config:
+            raise ValueError("model.config.model_type: missing (for example 'bert', 't5' or 'llama')")
+        if self.sampling.rule is SamplingRule.FIXED and not self.sampling.rates:
+            raise ValueError("sampling.rates: rule 'fixed' needs a rate for every task")
+        if self.sampling.rule is SamplingRule.CAPPED and self.sampling.cap is None:
+            raise ValueError("sampling.cap: rule 'capped' needs it")
+        if self.sampling.rates and self.sampling.rule is not SamplingRule.FIXED:
+            raise ValueError(f"sampling.rates: only used by rule 'fixed', but sampling.rule is '{self.sampling.rule}'")
+        if self.window.group is not None and self.window.heterogeneity is not Heterogeneity.STEP:
+            raise ValueError("window.group: only used by window.heterogeneity 'step'")
+        if self.early_stopping.patience and not self.evaluation.every:
+            raise ValueError("early_stopping.patience: needs evaluation.every > 0")
+        if self.model.span_stride * 2 > self.model.max_length:
+            raise ValueError("model.span_stride: must be at most half of model.max_length")
+        return self

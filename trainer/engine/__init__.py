@@ -1,0 +1,1 @@
+"""DeepSpeed: sharding, precision, checkpoints and launch. We call it, we do not rebuild it."""

@@ -1,0 +1,166 @@
+"""A started DeepSpeed engine and what this rank knows of the others.
+
+Owns: `Session`: distributed start, building the model under ZeRO, `deepspeed.initialize`, and the two facts about
+ZeRO that training must not forget (who scales gradients, and stale partitions).
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.config.schema import Recipe
+from trainer.engine import deepspeed_json
+from trainer.model.backbone import load_config
+from trainer.model.multitask import MultiTaskModel, build_model
+from trainer.tasks.spec import TaskSpec
+
+TIMEOUT = datetime.timedelta(minutes=30)
+"""How long a rank waits for the others before it gives up: evaluation of one slow rank must fit."""
+
+
+@dataclass
+class Session:
+    """One rank's view of the running engine."""
+
+    engine: Any
+    model: MultiTaskModel
+    config: dict[str, Any]
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def stage(self) -> int:
+        return deepspeed_json.stage(self.config)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of this rank's part of the window's loss.
+
+        DeepSpeed averages gradients over ranks and would divide by its accumulation steps; the window's denominator is
+        already in the loss, so the first is undone here and the second switched off.
+        """
+        self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self) -> None:
+        """Clip, update, clear gradients."""
+        self.engine.step()
+        # ZeRO-3 hands the optimizer every parameter's partitioned gradient buffer but overwrites only those that got
+        # a gradient: what is left from the last window would be applied again (reference: stage3.py never zeroes it).
+        # The model touches every parameter in every micro-batch; this guards what it cannot know about.
+        buffer = getattr(self.engine.optimizer, "grad_partitions_flat_buffer", None)
+        if buffer is not None:
+            buffer.zero_()
+
+    def gradient_norm(self) -> float:
+        """Norm of the last window's gradient before clipping; NaN where DeepSpeed does not keep it."""
+        norm = self.engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def set_learning_rates(self, factor: float) -> None:
+        """Scale every group's peak learning rate."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def learning_rates(self) -> dict[str, float]:
+        """Current learning rate by parameter group."""
+        return {group["name"]: float(group["lr"]) for group in self.engine.optimizer.param_groups}
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        dist.all_reduce(values)
+        return values
+
+    def agree(self, *flags: bool) -> list[bool]:
+        """Each flag, raised if any rank raised it. Every rank must call it at the same place."""
+        values = torch.tensor([float(f) for f in flags], device=self.device)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return [bool(v) for v in values.tolist()]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, on every rank, in rank order."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+
+def init_distributed() -> tuple[int, int, torch.device]:
+    """Join the process group the launcher describes; alone when there is none. Returns rank, world size, device."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        from trainer.engine.launch import free_port
+
+        os.environ["MASTER_PORT"] = str(free_port())
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(timeout=TIMEOUT, verbose=False)
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def start(
+    recipe: Recipe,
+    tasks: Sequence[TaskSpec],
+    run_dir: Path | None,
+    random_weights: Path | None,
+    weights: dict[str, Tensor] | None = None,
+) -> Session:
+    """Build the model and its optimizer, sharded as the DeepSpeed JSON says.
+
+    Args:
+        recipe: the run.
+        tasks: its tasks.
+        run_dir: where DeepSpeed's monitor writes; None for evaluation only, which has no optimizer.
+        random_weights: folder of a model made from `model.config`, if the recipe has one.
+        weights: full weights to evaluate instead of the pretrained ones.
+    """
+    rank, world_size, device = init_distributed()
+    hidden = load_config(recipe.model).hidden_size
+    config = deepspeed_json.resolve(recipe, world_size, hidden, device.type, run_dir=run_dir)
+    if weights is not None:
+        return _start_evaluation(recipe, tasks, config, random_weights, weights, (rank, world_size, device))
+    zero_init = None
+    if deepspeed_json.stage(config) == 3:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        zero_init = HfDeepSpeedConfig(config)  # while it lives, from_pretrained shards as it loads
+    model = build_model(recipe, tasks, random_weights)
+    groups = model.parameter_groups(recipe.optimizer)
+    engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
+    for group, ours in zip(engine.optimizer.param_groups, groups, strict=True):
+        group["peak_lr"], group["name"] = ours["lr"], ours["name"]
+    del zero_init
+    return Session(engine, model, config, rank, world_size, device)
+
+
+def _start_evaluation(
+    recipe: Recipe,
+    tasks: Sequence[TaskSpec],
+    config: dict[str, Any],
+    random_weights: Path | None,
+    weights: dict[str, Tensor],
+    place: tuple[int, int, torch.device],
+) -> Session:
+    """An engine without optimizer: ZeRO-3 shards the weights, the other stages have nothing to shard."""
+    model = build_model(recipe, tasks, random_weights)
+    model.load_state_dict(weights, strict=False)  # tied weights stand once in a checkpoint
+    config = {k: v for k, v in config.items() if k not in ("optimizer", "tensorboard", "wandb", "csv_monitor")}
+    if deepspeed_json.stage(config) < 3:
+        config["zero_optimization"] = {"stage": 0}
+    engine, _, _, _ = deepspeed.initialize(model=model, config=config)
+    return Session(engine, model, config, *place)

@@ -1,0 +1,1 @@
+"""What leaves Sett: plain Hugging Face folders with a model card."""

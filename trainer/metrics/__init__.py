@@ -1,0 +1,1 @@
+"""Numbers about a run: metrics and baselines, the metrics log, progress, the final table and the picture."""

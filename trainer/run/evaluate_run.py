@@ -1,0 +1,71 @@
+"""Evaluating a checkpoint of a run, with any number of ranks.
+
+Owns: `evaluate_run` (what `sett eval` does) and what each of its ranks does.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer.engine.checkpoint import Checkpoints, load_weights
+from trainer.engine.launch import Launch, run_ranks
+from trainer.engine.session import init_distributed, start
+from trainer.errors import ConfigError
+from trainer.metrics.table import TaskResult, final_table, write_results
+from trainer.run.evaluate import evaluate
+from trainer.run.job import open_recipe
+from trainer.run.outcome import chosen_step, read_results, task_results
+from trainer.run.prepare import load_split, prepare_together
+
+SPLITS = ("dev", "test", "train")
+
+
+def evaluate_run(run_dir: Path, split: str = "dev", step: str = "best", launch: Launch | None = None) -> list[TaskResult]:
+    """Evaluate a checkpoint on every task of the run; writes RUN/eval-SPLIT-STEP.json and prints the table.
+
+    Args:
+        run_dir: the run.
+        split: `dev` (the run's own, cut from train where a task has none), `test` or `train`.
+        step: `best`, `last` or a step number.
+        launch: where to run; as for training.
+
+    Raises:
+        ConfigError: an unknown split, or a task without it.
+        RunError: no such run or checkpoint.
+    """
+    run_dir = run_dir.absolute()
+    if split not in SPLITS:
+        raise ConfigError(f"--split: '{split}' is not one of {', '.join(SPLITS)}")
+    open_recipe(run_dir)
+    number = chosen_step(run_dir, step)
+    run_ranks(launch or Launch(), ["eval", str(run_dir), split, str(number)])
+    results = read_results(result_path(run_dir, split, number))
+    Console().print(final_table(results))
+    return results
+
+
+def result_path(run_dir: Path, split: str, step: int) -> Path:
+    """Where the results of an evaluation are written."""
+    return run_dir / f"eval-{split}-{step}.json"
+
+
+def evaluate_on_this_rank(run_dir: Path, split: str, step: int) -> None:
+    """One rank's part: the weights are gathered from the checkpoint's shards, so any world size will do."""
+    recipe = open_recipe(run_dir)
+    rank, _, _ = init_distributed()
+    job = prepare_together(recipe, rank)
+    splits = load_split(job, split)
+    weights = load_weights(Checkpoints(run_dir, 1, True).path(step))
+    session = start(recipe, job.tasks, None, job.random_weights, weights)
+    evaluation = evaluate(session, job, splits)
+    if session.is_first:
+        before: dict[str, float] = {}
+        if split == "dev" and (run_dir / "results.json").is_file():
+            rows = json.loads((run_dir / "results.json").read_text())["tasks"]
+            known = {row["task"]: row["before"] for row in rows if row["before"] is not None}
+            before = {evaluation.key(task): value for task, value in known.items()}
+        results = task_results(job, splits, before, evaluation.flat())
+        write_results(result_path(run_dir, split, step), results)

@@ -1,0 +1,129 @@
+"""The run directory: a run's recipe, logs, checkpoints and outcome in one place, started once and gone on with.
+
+Owns: `train` (what `sett train` does), `run_on_this_rank` (what each rank does), and the rule about which changes of
+the recipe a started run accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.config import Recipe, load_recipe, save_recipe
+from trainer.engine.checkpoint import Checkpoints, newest
+from trainer.engine.deepspeed_json import resolve
+from trainer.engine.launch import Launch, run_ranks
+from trainer.errors import ConfigError, RunError
+from trainer.run.prepare import Progress, prepare
+
+RECIPE = "recipe.yaml"
+
+_MAY_CHANGE = ("evaluation", "checkpoint", "early_stopping", "cache", "workers", "output", "name")
+"""Sections a started run may change: nothing in them alters the trajectory of the weights."""
+
+
+def train(recipe: Recipe, launch: Launch | None = None, progress: Progress | None = None) -> Path:
+    """Train a recipe, or go on where its run directory stands.
+
+    Everything that can be checked is checked, and all rows tokenised, before a process is started.
+
+    Args:
+        recipe: what to train.
+        launch: where; the default is all GPUs of this machine, or one process without any.
+        progress: called while tokenising with (text, done, total).
+
+    Returns:
+        The run directory.
+
+    Raises:
+        SettError: see the parts.
+    """
+    launch = launch or Launch()
+    world_size = launch.world_size()
+    open_run(recipe)
+    job = prepare(recipe, progress)
+    resolve(recipe, world_size, hidden_size=job.hidden_size, device=_device())
+    if job.by_step:
+        job.planner(recipe.window.group or world_size)
+    run_dir = recipe.run_dir
+    if not is_finished(run_dir):
+        run_ranks(launch, [str(run_dir / RECIPE)])
+    return run_dir
+
+
+def run_on_this_rank(path: str, overrides: Sequence[str]) -> None:
+    """The whole run as one rank sees it; also the entry for `deepspeed --module trainer.worker`."""
+    from trainer.engine.session import init_distributed
+    from trainer.run.train import train_rank
+
+    recipe = load_recipe(path, overrides)
+    rank, _, _ = init_distributed()
+    if rank == 0:
+        open_run(recipe)
+    train_rank(recipe, recipe.run_dir)
+
+
+def open_run(recipe: Recipe) -> None:
+    """Create the run directory, or check that it belongs to this recipe.
+
+    Raises:
+        ConfigError: the directory holds a run of a recipe that differs where it matters.
+    """
+    run_dir = recipe.run_dir
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"output: {run_dir} is a file, not a directory")
+    path = run_dir / RECIPE
+    if path.exists():
+        started = load_recipe(path)
+        if difference := _difference(_fixed(started), _fixed(recipe)):
+            raise ConfigError(
+                f"{run_dir}: holds a run with another recipe ({difference}). Give this one another name "
+                "(name=...), or delete the directory to start anew"
+            )
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, path)
+    except OSError as error:
+        raise RunError(f"output: cannot write to {run_dir}: {error.strerror}") from error
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run in `run_dir` has come to its end."""
+    step = newest(run_dir)
+    return step is not None and Checkpoints(run_dir, 1, False).state(step).finished
+
+
+def open_recipe(run_dir: Path) -> Recipe:
+    """The recipe of a run directory.
+
+    Raises:
+        RunError: it is not a run directory.
+    """
+    if not (run_dir / RECIPE).is_file():
+        raise RunError(f"{run_dir}: not a run directory (no {RECIPE} in it); `sett train RECIPE` makes one")
+    return load_recipe(run_dir / RECIPE)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _fixed(recipe: Recipe) -> dict[str, Any]:
+    values = recipe.model_dump(mode="json")
+    for key in _MAY_CHANGE:
+        values.pop(key)
+    values["training"].pop("log_every")
+    return values
+
+
+def _difference(old: Any, new: Any, path: str = "") -> str:
+    """The first place where two recipes differ, as `key.path: old -> new`; empty when they agree."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            if found := _difference(old.get(key), new.get(key), f"{path}.{key}" if path else key):
+                return found
+        return ""
+    return "" if old == new else f"{path}: {old!r:.60} -> {new!r:.60}"

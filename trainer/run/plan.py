@@ -1,0 +1,138 @@
+"""A dry run: what a recipe will do, before anything is paid for.
+
+Owns: `make_plan` and its printed form. Nothing is started; only the token cache is filled.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from trainer.config import Recipe
+from trainer.engine.deepspeed_json import resolve
+from trainer.engine.launch import Launch
+from trainer.engine.schedule import warmup_steps
+from trainer.model.multitask import ModelSizes, sizes
+from trainer.run.memory import MemoryRow, estimate, render
+from trainer.run.prepare import Job, Progress, prepare
+from trainer.window import Window
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `sett plan` shows."""
+
+    job: Job
+    world_size: int
+    deepspeed: dict[str, Any]
+    sizes: ModelSizes
+    memory: list[MemoryRow]
+    epochs: NDArray[np.float64]
+    """[T] epochs of each task the run goes through."""
+    draws: NDArray[np.float64]
+    """[T] expected draws of each task in a window."""
+    windows: list[Window]
+
+
+def make_plan(
+    recipe: Recipe, launch: Launch | None = None, windows: int = 2, progress: Progress | None = None
+) -> Plan:
+    """Check a recipe as `train` does and work out what it will do.
+
+    Raises:
+        SettError: whatever `train` would raise before it starts a process.
+    """
+    launch = launch or Launch()
+    world_size = launch.world_size()
+    job = prepare(recipe, progress)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = resolve(recipe, world_size, hidden_size=job.hidden_size, device=device)
+    planner = job.planner((recipe.window.group or world_size) if job.by_step else 1)
+    measured = sizes(recipe, job.tasks)
+    gpus = min(world_size, launch.num_gpus or torch.cuda.device_count() or world_size)
+    return Plan(
+        job,
+        world_size,
+        config,
+        measured,
+        estimate(measured.parameters, measured.largest_layer, world_size, gpus),
+        planner.epochs_after(recipe.training.steps),
+        planner.expected_draws(),
+        [planner.window(step, world_size) for step in range(windows)],
+    )
+
+
+def print_plan(recipe: Recipe, launch: Launch, windows: int, progress: Progress | None = None) -> None:
+    """Print a plan: configuration, sizes, memory, tasks, windows."""
+    console = Console()
+    plan = make_plan(recipe, launch, windows, progress)
+    console.rule("recipe (defaults included)")
+    console.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), highlight=False)
+    console.rule("DeepSpeed JSON as it will be used")
+    console.print(json.dumps(plan.deepspeed, indent=2), highlight=False)
+    console.rule("model")
+    _print_model(plan, console)
+    render(plan.memory, console)
+    console.rule("tasks")
+    console.print(_tasks_table(plan))
+    console.rule("windows")
+    _print_steps(plan, console)
+    for window in plan.windows:
+        console.print(_window_table(plan, window))
+
+
+def _print_model(plan: Plan, console: Console) -> None:
+    measured = plan.sizes
+    console.print(
+        f"{plan.job.facts.kind}: {measured.parameters / 1e6:,.1f} M parameters, the largest layer "
+        f"{measured.largest_layer / 1e6:,.2f} M, hidden size {measured.hidden_size}; "
+        f"the packed head has {plan.job.heads.rows} rows in {len(plan.job.heads.heads)} heads"
+    )
+
+
+def _print_steps(plan: Plan, console: Console) -> None:
+    recipe = plan.job.recipe
+    micro = recipe.window.micro_batches // plan.world_size
+    console.print(
+        f"{recipe.training.steps} windows of {recipe.window.micro_batches} micro-batches: {plan.world_size} "
+        f"rank{'s' if plan.world_size > 1 else ''} x {micro} micro-step{'s' if micro > 1 else ''}, at most "
+        f"{recipe.window.tokens} tokens each; warm-up {warmup_steps(recipe.optimizer, recipe.training.steps)} windows"
+    )
+
+
+def _tasks_table(plan: Plan) -> Table:
+    table = Table("task", "family", "train", "dev", "share of examples", "draws a window", "epochs", "truncated", "padded length")
+    job = plan.job
+    for i, (task, train, dev) in enumerate(zip(job.tasks, job.train, job.dev, strict=True)):
+        lengths = train.column("length")
+        truncated = float(np.mean(train.column("truncated")))
+        table.add_row(
+            task.name,
+            task.family.value,
+            f"{len(train):,}",
+            f"{len(dev):,}",
+            f"{100 * job.shares[i]:.2f} %",
+            f"{plan.draws[i]:.2f}",
+            f"{plan.epochs[i]:.2f}",
+            f"{100 * truncated:.1f} %" if truncated else "",
+            f"{int(np.median(lengths))} median, {int(lengths.max())} most",
+        )
+    return table
+
+
+def _window_table(plan: Plan, window: Window) -> Table:
+    table = Table("micro-step", "rank", "tokens", "rows", "tasks", title=f"window {window.step}", title_justify="left")
+    for k, micro_step in enumerate(window.micro_steps):
+        for rank, batch in enumerate(micro_step):
+            names, counts = np.unique(batch.tasks, return_counts=True)
+            tasks = ", ".join(f"{plan.job.names[t]} {n}" for t, n in zip(names, counts, strict=True))
+            table.add_row(str(k), str(rank), str(batch.tokens), str(len(batch.rows)), tasks)
+    return table

@@ -1,0 +1,202 @@
+"""A window is planned before it is run.
+
+Owns: `Planner`, a pure function (seed, step, mixture) -> `Window`: which examples each of the K x R micro-batches of
+an optimizer step holds, and the denominators of its loss. It keeps no state: skipping to a step is calling it.
+
+Which examples a window holds depends on `micro_batches` alone, not on how the ranks R and micro-steps K share them, so
+another number of GPUs gives the same global batch. (Under `step` it also depends on `group`, fixed at the first start.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.config.schema import Heterogeneity, WindowConfig
+from trainer.errors import ConfigError
+from trainer.window.counts import CountTree
+from trainer.window.hashing import mix, name_key
+from trainer.window.parcels import Parcels
+
+ROW_PARCELS = 8
+"""Under `row`, tasks are drawn in parcels of this fraction of a micro-batch."""
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the planner needs to know of one task's training rows."""
+
+    name: str
+    lengths: NDArray[np.int32]
+    """[n] tokens of each row's longest sequence."""
+    counts: NDArray[np.int32]
+    """[n] sequences of each row."""
+    units: NDArray[np.int64]
+    """[n] what the row adds to its task's denominator: 1, or the target tokens of a language-modelling row."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that one rank runs in one forward and backward."""
+
+    index: int
+    """Place in the window, independent of ranks: seeds dropout, so that it does not depend on the world size."""
+    tasks: Indices
+    """[B] task of each row."""
+    rows: Indices
+    """[B] row of each example in its task's training rows."""
+    epochs: Indices
+    """[B] epoch of its task each row is drawn in (dynamic masking depends on it)."""
+    tokens: int
+    """Tokens of the micro-batch, padding included."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One optimizer step."""
+
+    step: int
+    micro_steps: tuple[tuple[MicroBatch, ...], ...]
+    """K micro-steps of R micro-batches: `micro_steps[k][rank]`."""
+    rows: Indices
+    """[T] examples of each task in the window."""
+    units: Indices
+    """[T] units (rows or target tokens) of each task in the window."""
+
+    def unit_weights(self) -> NDArray[np.float64]:
+        """[T] weight of one unit of each task: each example of the window counts alike, and inside a task the loss
+        is a mean over units. 0 for tasks that are absent."""
+        share = self.rows / self.rows.sum()
+        return np.divide(share, self.units, out=np.zeros(len(share)), where=self.units > 0)
+
+
+class Planner:
+    """Plans any window of a run.
+
+    Args:
+        pools: the tasks, in the order of task indices.
+        shares: [T] expected share of each task among examples (`mixture.example_shares`).
+        config: window size, token budget, heterogeneity.
+        seed: of the run.
+        group: micro-batches that share a task; 1 unless heterogeneity is `step`.
+    """
+
+    def __init__(
+        self, pools: Sequence[Pool], shares: NDArray[np.float64], config: WindowConfig, seed: int, group: int = 1
+    ) -> None:
+        self.pools = list(pools)
+        self.config = config
+        self.group = group if config.heterogeneity is Heterogeneity.STEP else 1
+        if config.micro_batches % self.group:
+            raise ConfigError(
+                f"window.micro_batches: {config.micro_batches} is not a multiple of window.group ({self.group})"
+            )
+        by_row = config.heterogeneity is Heterogeneity.ROW
+        budget = max(1, config.tokens // ROW_PARCELS) if by_row else config.tokens
+        self.parcels = [Parcels(p.lengths, p.counts, budget, int(mix(seed, name_key(p.name)))) for p in pools]
+        # A draw is a parcel, and parcels of short rows hold more of them: dividing by the mean makes the expected
+        # share of *examples* what the rule says.
+        draw = shares / np.array([p.mean_rows for p in self.parcels])
+        draws = config.micro_batches * (ROW_PARCELS if by_row else 1) // self.group
+        self.tree = CountTree(draw / draw.sum(), draws, seed)
+
+    def expected_draws(self) -> NDArray[np.float64]:
+        """[T] expected draws of each task in a window."""
+        return self.tree.probabilities * self.tree.draws
+
+    def epochs_after(self, steps: int) -> NDArray[np.float64]:
+        """[T] epochs of each task that `steps` windows go through."""
+        return self.tree.before(steps) * self.group / np.array([len(p) for p in self.parcels])
+
+    def window(self, step: int, world_size: int) -> Window:
+        """Plan optimizer step `step` (from 0) for `world_size` ranks."""
+        drawn = self._draw(step)
+        if self.config.heterogeneity is Heterogeneity.ROW:
+            drawn = self._mix_rows(drawn)
+        rows = np.zeros(len(self.pools), np.int64)
+        units = np.zeros(len(self.pools), np.int64)
+        for batch in drawn:
+            np.add.at(rows, batch.tasks, 1)
+            for task in np.unique(batch.tasks):
+                units[task] += self.pools[task].units[batch.rows[batch.tasks == task]].sum()
+        return Window(step, self._arrange(drawn, step, world_size), rows, units)
+
+    def _draw(self, step: int) -> list[MicroBatch]:
+        before, counts = self.tree.span(step)
+        drawn = []
+        for task in np.flatnonzero(counts):
+            for number in range(int(counts[task]) * self.group):
+                rows, epoch = self.parcels[task].get(int(before[task]) * self.group + number)
+                tasks = np.full(len(rows), task, np.int64)
+                drawn.append(self._batch(len(drawn), tasks, rows, np.full(len(rows), epoch, np.int64)))
+        return drawn
+
+    def _batch(self, index: int, tasks: Indices, rows: Indices, epochs: Indices) -> MicroBatch:
+        lengths, counts = self._sizes(tasks, rows)
+        return MicroBatch(index, tasks, rows, epochs, int(lengths.max() * counts.sum()))
+
+    def _sizes(self, tasks: Indices, rows: Indices) -> tuple[Indices, Indices]:
+        lengths, counts = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+        for task in np.unique(tasks):
+            mine = tasks == task
+            lengths[mine] = self.pools[task].lengths[rows[mine]]
+            counts[mine] = self.pools[task].counts[rows[mine]]
+        return lengths, counts
+
+    def _mix_rows(self, drawn: list[MicroBatch]) -> list[MicroBatch]:
+        """Deal the window's rows, longest first, onto its micro-batches so that the fullest is as small as possible."""
+        tasks = np.concatenate([b.tasks for b in drawn])
+        rows = np.concatenate([b.rows for b in drawn])
+        epochs = np.concatenate([b.epochs for b in drawn])
+        lengths, counts = self._sizes(tasks, rows)
+        order = np.argsort(-lengths, kind="stable")
+        cuts = _balanced_cuts(lengths[order], counts[order], self.config.micro_batches)
+        return [self._batch(i, tasks[part], rows[part], epochs[part]) for i, part in enumerate(np.split(order, cuts))]
+
+    def _arrange(self, drawn: list[MicroBatch], step: int, world_size: int) -> tuple[tuple[MicroBatch, ...], ...]:
+        """Group micro-batches of like cost into micro-steps, so that the ranks of one finish together."""
+        if len(drawn) % world_size:
+            raise ConfigError(
+                f"window.micro_batches: {len(drawn)} micro-batches cannot be shared evenly by {world_size} ranks"
+            )
+        if self.group > 1:  # a group shares its task and stays together: its micro-batches are drawn in a row
+            if self.group % world_size:
+                raise ConfigError(f"window.group: {self.group} is not a multiple of the {world_size} ranks")
+            ordered = drawn
+        else:
+            ordered = sorted(drawn, key=lambda b: (-b.tokens, b.index))
+        steps = [tuple(ordered[k : k + world_size]) for k in range(0, len(ordered), world_size)]
+        # Without a shuffle the longest texts would always come first; harmless for the sum, bad for reading logs.
+        shuffled = np.argsort(mix(self.tree.seed, step, np.arange(len(steps))))
+        return tuple(steps[i] for i in shuffled)
+
+
+def _balanced_cuts(lengths: Indices, counts: Indices, parts: int) -> list[int]:
+    """Cut rows sorted by falling length into `parts` non-empty runs with the smallest largest padded size."""
+
+    def cut(limit: int) -> list[int]:
+        cuts, width = [], 0
+        top = int(lengths[0])
+        for i, (length, count) in enumerate(zip(lengths.tolist(), counts.tolist(), strict=True)):
+            left_rows, left_parts = len(lengths) - i, parts - len(cuts) - 1
+            if width and (top * (width + count) > limit or left_rows <= left_parts):
+                cuts.append(i)
+                top, width = length, 0
+            width += count
+        return cuts
+
+    if len(lengths) < parts:
+        raise ConfigError(
+            f"window.micro_batches: the window holds only {len(lengths)} rows for {parts} micro-batches; "
+            "raise window.tokens or lower window.micro_batches"
+        )
+    low, high = int((lengths * counts).max()), int(lengths[0] * counts.sum())
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(cut(middle)) < parts else (middle + 1, high)
+    return cut(low)
