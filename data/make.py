@@ -23,7 +23,6 @@ Row = dict[str, Any]
 DEV_ROWS = 400
 INPUT_COLUMNS = ("text", "text_a", "text_b", "context", "question", "choices", "source")
 
-CC0 = "https://creativecommons.org/publicdomain/zero/1.0/"
 CC_BY_3 = "https://creativecommons.org/licenses/by/3.0/"
 CC_BY_4 = "https://creativecommons.org/licenses/by/4.0/"
 CC_BY_SA_4 = "https://creativecommons.org/licenses/by-sa/4.0/"
@@ -45,15 +44,9 @@ CUTS = (
     Cut("clickbait", 2000, MIT, "Headlines of news sites, collected by the authors.",
         "[2016] [Abhijnan Chakraborty, Bhargavi Paranjape, Sourya Kakarla, Niloy Ganguly]"),
     Cut("clinc150", 6000, CC_BY_3, "Queries written by crowd workers for the data set."),
-    Cut("causal_news", 2000, CC0, "Sentences of news articles on protest events."),
     Cut("csabstruct", 2500, APACHE, "Sentences of abstracts of computer-science papers."),
-    Cut("creak", 3000, MIT, "Claims written by crowd workers for the data set.",
-        "2021 Yasumasa Onoe, Michael J.Q. Zhang, Eunsol Choi, and Greg Durrett"),
     Cut("cad_nli", 4000, APACHE, "Pairs of SNLI (CC BY-SA 4.0) and their revisions by crowd workers."),
-    Cut("conjnli", 3000, MIT, "Sentences of Wikipedia (CC BY-SA) and edits of them.", "2020 Swarnadeep Saha"),
-    Cut("explagraphs_stance", 2368, MIT, "Beliefs and arguments written by crowd workers.", "2021 Swarnadeep Saha"),
     Cut("perspectrum_stance", 4000, CC_BY_SA_4, "Claims and perspectives of debate sites and crowd workers."),
-    Cut("comve_b", 3000, CC_BY_SA_4, "Statements written by crowd workers for the data set."),
     Cut("comve_a", 4000, CC_BY_SA_4, "Statements written by crowd workers for the data set."),
     Cut("ecare", 3000, MIT, "Questions written by crowd workers for the data set.", "2022 HIT-SCIR: Social Prediction"),
     Cut("qamr", 4000, MIT, "Sentences of Wikipedia and Wikinews, questions by crowd workers.", "2017 Julian Michael"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from trainer.errors import SettError
@@ -21,6 +22,7 @@ def main() -> None:
     if not arguments or arguments[0].startswith("-"):
         print("usage: deepspeed [launcher options] --module trainer.worker RECIPE [key.path=value ...]", file=sys.stderr)
         sys.exit(2)
+    _quieten()
     try:
         if arguments[0] == "eval":
             from trainer.run.evaluate_run import evaluate_on_this_rank
@@ -35,6 +37,15 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"sett: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+
+
+def _quieten() -> None:
+    """Leave the terminal to progress and problems."""
+    from deepspeed.utils.logging import set_log_level_from_string
+
+    set_log_level_from_string("error")
+    # DeepSpeed calls collectives by the names torch 2.13 renamed; nothing a user can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 if __name__ == "__main__":

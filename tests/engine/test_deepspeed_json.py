@@ -253,6 +253,9 @@ def test_unknown_keys_are_named_with_the_nearest(given: dict[str, Any], path: st
         ({"managed_gradient_accumulation": True}, "managed_gradient_accumulation"),
         ({"zero_optimization": True}, "JSON object"),
         ({"zero_optimization": {"stage": 4}}, "stage"),
+        ({"zero_optimization": {"stage": "auto"}, "bf16": {"enabled": True}}, "stage: must be 0, 1, 2 or 3"),
+        ({"timers": {"throughput": True}}, "timers.throughput: must be a JSON object"),
+        ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9]}}}, "optimizer.params.betas: must look like"),
         ({"zero_optimization": {"stage": 1, "overlap_comm": True}}, "overlap_comm needs ZeRO stage 2"),
         ({"zero_optimization": {"stage": 2, "zenflow": {}}}, "ZenFlow"),
         ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "offload_optimizer"),
@@ -354,9 +357,8 @@ def run_recipe(deepspeed: str | dict[str, Any]) -> Recipe:
 
 def plain_pytorch() -> dict[str, Tensor]:
     model, settings = Tiny(), run_recipe({}).optimizer
-    optimizer = torch.optim.AdamW(
-        model.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay
-    )  # fmt: skip
+    adamw = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
+    optimizer = torch.optim.AdamW(model.parameters(), **adamw)
     for window in range(WINDOWS):
         for index in range(MICRO_BATCHES):
             model(*micro_batch(window, index)).backward()
@@ -394,7 +396,7 @@ def launch(names: list[str], folder: Path) -> dict[str, dict[str, Tensor]]:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(port)]
     command = [*launcher, __file__, str(folder), *names]
     done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return {name: torch.load(folder / f"{name}.pt") for name in names}

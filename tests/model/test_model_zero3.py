@@ -12,41 +12,47 @@ from typing import Any
 import pytest
 import torch
 import zero3_worker
-from tiny_models import write_tokenizer
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from tiny_models import TASKS, write_tokenizer
 
-from trainer.model.backbone import model_kind
+from trainer.export.huggingface import export_task
+from trainer.model.backbone import LM_CLASSES, model_kind
+
+NAMES = ["minilm", "t5", "bart", "llama"]
 
 
-def launch(name: str, tokenizer: Path, out: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def sharded(tokenizer: Path) -> dict[str, dict[str, Any]]:
+    """What two ranks found for each model, in one launch."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        str(Path(sys.executable).parent / "deepspeed"),
-        "--num_gpus",
-        "2",
-        "--no_local_rank",
-        "--master_port",
-        str(port),
-    ]
-    command += [zero3_worker.__file__, name, str(tokenizer), str(out)]
+    out = tokenizer / "result.pt"
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--no_local_rank"]
+    command += ["--master_port", str(port), zero3_worker.__file__, ",".join(NAMES), str(tokenizer), str(out)]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    result: dict[str, Any] = torch.load(out)
+    result: dict[str, dict[str, Any]] = torch.load(out)
     return result
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", ["minilm", "t5", "bart", "llama"])
-def test_two_ranks_without_a_family_in_common_match_the_plain_model(name: str, tmp_path: Path) -> None:
-    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_without_a_family_in_common_match_the_plain_model(
+    name: str, sharded: dict[str, dict[str, Any]], tokenizer: Path
+) -> None:
     recipe = zero3_worker.recipe_of(name, tokenizer)
     plain = zero3_worker.build(recipe, model_kind(recipe.model)).train()
     expected = [plain(batch)["loss"] for batch in zero3_worker.batches(plain)]
     (sum(expected) / 2).backward()
-    result = launch(name, tokenizer, tmp_path / "result.pt")
+    result = sharded[name]
 
     assert result["sharded"] == len(list(plain.backbone.parameters()))
     first, second = (loss.item() for loss in expected)
@@ -60,3 +66,22 @@ def test_two_ranks_without_a_family_in_common_match_the_plain_model(name: str, t
         plain.eval()
         batch = zero3_worker.batches(plain)[0]
         assert torch.equal(result["generated"], plain.generate(batch.input_ids, batch.attention_mask, 3))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sharded_checkpoint_exports_with_ties_and_buffers(
+    name: str, sharded: dict[str, dict[str, Any]], tokenizer: Path, tmp_path: Path
+) -> None:
+    assert name in sharded
+    recipe = zero3_worker.recipe_of(name, tokenizer)
+    kind = model_kind(recipe.model)
+    plain = zero3_worker.build(recipe, kind)
+    state = get_fp32_state_dict_from_zero_checkpoint(str(tokenizer), tag=name)
+    families = [family for side in zero3_worker.mixture(kind) for family in side]
+    tasks = [TASKS[family] for family in families]
+    export_task(state, recipe, tasks, TASKS[families[2]].name, tmp_path / "out")
+    stock = LM_CLASSES[kind].from_pretrained(tmp_path / "out").state_dict()
+    ours = plain.backbone.body.state_dict()
+    assert stock.keys() == ours.keys()
+    assert all(torch.equal(stock[parameter], ours[parameter]) for parameter in ours)

@@ -1,6 +1,6 @@
-"""Run by `deepspeed` with two processes: one ZeRO-3 step on batches of different families, its facts written as a file.
+"""Run by `deepspeed` with two processes: ZeRO-3 gradients of batches of different families, written to a file.
 
-Arguments: a model (`minilm` or an architecture of `tiny_models`), a tokenizer folder, the file to write.
+Arguments: models (`minilm` or architectures of `tiny_models`) joined by commas, a tokenizer folder, the file.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def batches(model: MultiTaskModel) -> list[Batch]:
     return [batch_of(model, first), batch_of(model, second, lengths=(12, 7))]
 
 
-def main(name: str, tokenizer: Path, out: Path) -> None:
-    deepspeed.init_distributed("gloo", verbose=False)
+def facts(name: str, tokenizer: Path, checkpoint: Path) -> dict[str, Any]:
+    """What the test compares with the plain model; the weights, not moved, are saved as `checkpoint`."""
     rank = dist.get_rank()
     recipe = recipe_of(name, tokenizer)
     alive = HfDeepSpeedConfig(CONFIG)
@@ -77,10 +77,17 @@ def main(name: str, tokenizer: Path, out: Path) -> None:
     if model.backbone.kind != "encoder":
         engine.eval()
         generated = model.generate(mine[0].input_ids, mine[0].attention_mask, 3 + rank, synced_gpus=True)
-    if rank == 0:
-        torch.save({"losses": gathered, "grads": grads, "sharded": sharded, "generated": generated}, out)
+    engine.save_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     del alive
+    return {"losses": gathered, "grads": grads, "sharded": sharded, "generated": generated}
+
+
+def main(names: list[str], tokenizer: Path, out: Path) -> None:
+    deepspeed.init_distributed("gloo", verbose=False)
+    found = {name: facts(name, tokenizer, out.parent / name) for name in names}
+    if dist.get_rank() == 0:
+        torch.save(found, out)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1].split(","), Path(sys.argv[2]), Path(sys.argv[3]))

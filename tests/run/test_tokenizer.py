@@ -11,7 +11,7 @@ from typing import get_args
 
 import pytest
 import sentencepiece
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
@@ -30,11 +30,11 @@ from trainer.run.tokenizer import Kind, ModelType, train_sentencepiece
 MODELS = get_args(ModelType)
 KINDS = get_args(Kind)
 DATA = Path(__file__).resolve().parents[2] / "data"
-with gzip.open(DATA / "creak" / "train.jsonl.gz", "rt", encoding="utf-8") as _file:
-    LINES = [json.loads(line)["text"].strip() for line in _file][:600]
+with gzip.open(DATA / "cad_nli" / "train.jsonl.gz", "rt", encoding="utf-8") as _file:
+    LINES = [json.loads(line)["text_b"].strip() for line in _file][:1500]
 LINES += ["Héllo wörld, naïve café!", "Numbers 0123456789 and (brackets) [too]; punctuation: yes?", "日本語 text"]
 SAMPLES = ["the white house", "where was the river?", "Answering questions, (slowly) by 2023!", "naïve  city", "a"]
-SIZE = 700
+SIZE = 1024
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,18 @@ def test_text_comes_back(folders: dict[tuple[str, str], Path], kind: str, model:
 
 @pytest.mark.parametrize("model", MODELS)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="▁"), min_size=1))
+@example(text="<0x41>")
+@example(text="  two\nlines\t ")
 def test_decoders_lose_nothing(folders: dict[tuple[str, str], Path], model: str, text: str) -> None:
     tokenizer = load_once(folders["decoder", model])
+    assume(not any(token in text for token in tokenizer.all_special_tokens))
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_small_decoder_vocabulary_has_no_bytes(corpus: Path, tmp_path: Path) -> None:
+    tokenizer = load(train_sentencepiece([corpus], tmp_path / "out", "unigram", 200, "decoder"))
+    assert tokenizer.unk_token_id in tokenizer("\u2603")["input_ids"]
+    assert tokenizer.decode(tokenizer("two  rivers")["input_ids"], skip_special_tokens=True) == "two  rivers"
 
 
 _LOADED: dict[Path, PreTrainedTokenizerFast] = {}
@@ -139,9 +148,13 @@ def test_decoder_starts_with_bos(folders: dict[tuple[str, str], Path], model: st
 @pytest.mark.parametrize("model", MODELS)
 def test_offsets_name_the_characters(folders: dict[tuple[str, str], Path], kind: str, model: str) -> None:
     """Spans are read off these, so a token must not claim the space before it."""
-    text = "the  white house, by Héllo"
-    encoded = load(folders[kind, model])(text, add_special_tokens=False, return_offsets_mapping=True)
-    assert "".join(text[s:e] for s, e in encoded["offset_mapping"]) == text.replace(" ", "")
+    text = "the  white house, by Hello"
+    tokenizer = load(folders[kind, model])
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    words = [token.removeprefix("▁") for token in encoded.tokens()]
+    spans = [text[start:end] for start, end in encoded["offset_mapping"]]
+    assert [span for span, word in zip(spans, words, strict=True) if word] == [word for word in words if word]
+    assert not any(" " in span for span in spans)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +208,7 @@ def test_long_lines_count(tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     path.write_text(" ".join(LINES), "utf-8")
     tokenizer = load(train_sentencepiece([path], tmp_path / "out", "bpe", 300, "encoder"))
-    assert "▁people" in tokenizer.get_vocab()
+    assert "▁woman" in tokenizer.get_vocab()
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -114,7 +114,7 @@ def values(folder: Path, kind: str = "encoder", **changes: Any) -> dict[str, Any
         corpus.write_text("\n".join(text(draw, 5, 20) for _ in range(400)))
     tokenizer = folder / f"tokenizer-{kind}"
     if not tokenizer.exists():
-        train_sentencepiece([corpus], tokenizer, "unigram", 90, kind)  # type: ignore[arg-type]
+        train_sentencepiece([corpus], tokenizer, "unigram", 64, kind)  # type: ignore[arg-type]
     hidden = {} if kind == "encoder-decoder" else {"hidden_size": 32}
     recipe: dict[str, Any] = {
         "name": "tiny",

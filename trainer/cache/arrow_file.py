@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from trainer.errors import RunError
 
-_BATCH_BYTES = 16 << 20
+_BATCH_BYTES = 8 << 20
 """Record batches of this size: few enough to open a large corpus quickly, small enough to hold in memory."""
 
 _SUFFIX = ".tmp"

@@ -77,6 +77,8 @@ def encode_rows(
     """
     work = _Work(spec, [row for _, row in rows], TextEncoder(tokenizer, options), options, evaluation)
     examples = list(_FAMILIES[spec.family](work))
+    for example in examples:
+        example.inputs = [e if e.ids else Encoded([work.text.filler_id], 1, e.truncated) for e in example.inputs]
     keys = [row_key(input_text(spec, row)) for _, row in rows]
     lengths = [[len(e.ids) for e in x.inputs] for x in examples]
     columns: dict[str, list[Any]] = {

@@ -135,5 +135,5 @@ def _state(path: Path) -> str | None:
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         stat = file.stat()
-        digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\0".encode())
+        digest.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\0".encode())
     return digest.hexdigest()

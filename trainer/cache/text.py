@@ -94,6 +94,12 @@ class TextEncoder:
         return int(eos)
 
     @property
+    def filler_id(self) -> int:
+        """What stands for a text of no tokens when there are no special tokens around it: a sequence is never empty."""
+        known = (self.tokenizer.eos_token_id, self.tokenizer.unk_token_id, self.tokenizer.pad_token_id)
+        return next((int(token) for token in known if token is not None), 0)
+
+    @property
     def name(self) -> str:
         return f"{type(self.tokenizer).__name__} ({self.tokenizer.name_or_path})"
 
@@ -201,10 +207,11 @@ class TextEncoder:
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How much is kept of two texts that do not fit `room`: tokens are dropped from the longer one first."""
+    """How much is kept of two texts that do not fit `room`: the longer one is cut first, as by Hugging Face."""
     if min(first, second) <= room // 2:
         return (first, room - first) if first <= second else (room - second, second)
-    return room - room // 2, room // 2
+    half, rest = room // 2, room - room // 2
+    return (rest, half) if first > second else (half, rest)
 
 
 def _trimmed(text: str, offsets: Sequence[tuple[int, int]]) -> NDArray[np.int64]:

@@ -7,13 +7,16 @@ functions of the step, so the step is all the state there is beyond the engine's
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from trainer.engine.session import Session
@@ -131,12 +134,12 @@ def load_weights(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: the checkpoint cannot be read.
     """
-    import torch
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     try:
         if list(folder.glob("*zero_pp_rank_*_optim_states.pt")) or list(folder.glob("bf16_zero_*")):
-            return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name))
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it reports each shard
+                return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name))
         # ZeRO 0 does not shard: the weights are in the first rank's file.
         saved = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
         return {name: value.float() for name, value in saved["module"].items()}

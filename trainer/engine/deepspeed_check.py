@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 from collections.abc import Iterable, Iterator, KeysView
+from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
 import torch
@@ -19,6 +21,7 @@ from deepspeed.ops.adagrad import DeepSpeedCPUAdagrad
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from deepspeed.ops.lamb import FusedLamb
 from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS, DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -101,6 +104,8 @@ def check_models(config: dict[str, Any], source: str) -> None:
         section: Any = config
         for part in path.split("."):
             section = section.get(part, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"{source}: {path}: must be a JSON object, got {section!r}.")
         _refuse_deprecated(section, model, f"{source}: {path}")
         try:
             model(strict=True, **section)
@@ -175,6 +180,55 @@ def optimizer_keys(cls: type[torch.optim.Optimizer]) -> set[str]:
     return keys
 
 
+def check_zero(zero: dict[str, Any], source: str) -> None:
+    """Refuse ZeRO options that break what Sett promises about a window."""
+    where = f"{source}: zero_optimization"
+    if zero.get("overlap_comm") is True and zero["stage"] < 2:
+        raise ConfigError(
+            f"{where}.overlap_comm needs ZeRO stage 2 or 3 here: below, DeepSpeed reduces a window's gradients once, "
+            "at its end, so there is nothing to overlap. Remove it, or raise zero_optimization.stage."
+        )
+    if zero.get("compute_grad_norm") is False:
+        raise ConfigError(f"{where}.compute_grad_norm: Sett logs the gradient norm; remove the key.")
+    if zero.get("zenflow") is not None:
+        raise ConfigError(
+            f"{where}.zenflow: ZenFlow applies part of the gradients later, so a window's step would not be its own. "
+            "Remove it."
+        )
+    if zero.get("elastic_checkpoint"):
+        raise ConfigError(
+            f"{where}.elastic_checkpoint: ignored at stage 3 and not needed: universal checkpoints resume on another "
+            "number of ranks at every stage. Remove it."
+        )
+
+
+def check_machine(config: dict[str, Any], world_size: int, device: str, source: str) -> None:
+    """Refuse what this machine cannot do: offload folders, compiled ops, the number of ranks."""
+    zero = config["zero_optimization"]
+    for which in ("offload_optimizer", "offload_param"):
+        if (target := offload_device(config, which)) == "none":
+            continue
+        where = f"{source}: zero_optimization.{which}"
+        if zero["stage"] != 3 and (target == "nvme" or which == "offload_param"):
+            raise ConfigError(f"{where}: device '{target}' needs ZeRO stage 3, but stage is {zero['stage']}.")
+        if target == "nvme":
+            _check_nvme(zero[which].get("nvme_path"), where)
+        if device == "cpu" and zero[which].get("super_offload"):
+            raise ConfigError(f"{where}.super_offload needs a GPU; remove it on a CPU box.")
+    if device == "cpu":
+        for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"):
+            if zero.get(key):
+                raise ConfigError(
+                    f"{source}: zero_optimization.{key}: its quantizer is CUDA code; use 'cpu' or 'zero3'."
+                )
+    hpz = int(zero.get("zero_hpz_partition_size", 1))
+    if hpz > 1 and world_size % min(hpz, world_size):
+        raise ConfigError(
+            f"{source}: zero_optimization.zero_hpz_partition_size = {hpz} does not divide the {world_size} ranks. "
+            "Set it to the number of GPUs per node ('auto' does)."
+        )
+
+
 def offload_device(config: dict[str, Any], which: str) -> str:
     """`none`, `cpu` or `nvme` for `offload_optimizer` or `offload_param`."""
     section = config.get("zero_optimization", {}).get(which) or {}
@@ -195,8 +249,8 @@ class _Asked(dict[str, Any]):
     """A dict that remembers the keys it was asked for."""
 
     def __init__(self, values: dict[str, Any]) -> None:
-        super().__init__({k: _Asked(v) if type(v) is dict and k in ("writer", "parallel_write") else v
-                          for k, v in values.items()})  # fmt: skip
+        nested = {k: _Asked(v) for k, v in values.items() if k in ("writer", "parallel_write") and isinstance(v, dict)}
+        super().__init__(values | nested)
         self.asked: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -224,6 +278,18 @@ class _Asked(dict[str, Any]):
                 yield path, key, self.asked
             elif isinstance(inner := dict.get(self, key), _Asked):
                 yield from inner.ignored(given[key], f"{path}.{key}" if path else key)
+
+
+def _check_nvme(path: Any, where: str) -> None:
+    if not path:
+        raise ConfigError(f"{where}.nvme_path: missing; name a folder on a fast local disk.")
+    if not Path(path).is_dir() or not os.access(path, os.W_OK):
+        raise ConfigError(
+            f"{where}.nvme_path: '{path}' is not a writable folder on this host. Create it on a fast local disk of "
+            "every host, or copy the JSON and edit the path."
+        )
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ConfigError(f"{where}: NVMe offload needs libaio. Install it (Debian: apt install libaio-dev).")
 
 
 def _fields(model: type[BaseModel]) -> dict[str, str]:

@@ -9,21 +9,21 @@ the resolved JSON (`optimizer.params.lr` and so on), not the recipe's default. T
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
 import hjson  # type: ignore[import-untyped]
 import torch
-from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.config_utils import dict_raise_error_on_duplicate_keys
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
 from trainer.config.schema import OptimizerConfig, Recipe
 from trainer.engine.deepspeed_check import (
     check_known,
+    check_machine,
     check_models,
     check_sections,
+    check_zero,
     leftover_auto,
     offload_device,
     optimizer_class,
@@ -68,14 +68,15 @@ def resolve(
         config.setdefault("tensorboard", {"enabled": True, "output_path": str(run_dir), "job_name": "tensorboard"})
     check_sections(config, source)
     _fill_batch(config, recipe, world_size, source)
-    _fill_precision(config, recipe, device, source)
     _fill_zero(config, hidden_size, world_size, device, gpus_per_node, source)
+    check_zero(config["zero_optimization"], source)
+    _fill_precision(config, recipe, device, source)
     _fill_optimizer(config, recipe, source)
     for path in leftover_auto(config):
         raise ConfigError(f"{source}: {path}: 'auto' has no meaning here; write a value or remove the key.")
     check_models(config, source)
     check_known(config, source)
-    _check_machine(config, world_size, device, source)
+    check_machine(config, world_size, device, source)
     return config
 
 
@@ -189,7 +190,7 @@ def _fill_number(section: dict[str, Any], path: str, value: Any, is_set: bool, s
     if has == "auto":
         section[key] = value
         return
-    if isinstance(has, list) != isinstance(value, list):
+    if isinstance(has, list) != isinstance(value, list) or (isinstance(has, list) and len(has) != len(value)):
         raise ConfigError(f"{source}: {path}: must look like {value!r} or be 'auto', got {has!r}.")
     for part in has if isinstance(has, list) else [has]:
         _number(part, f"{source}: {path}")
@@ -261,28 +262,6 @@ def _fill_zero(
         zero["overlap_comm"] = level >= 2 and device == "cuda"
     if zero.get("zero_hpz_partition_size") == "auto":
         zero["zero_hpz_partition_size"] = min(world_size, gpus_per_node or torch.cuda.device_count() or 1)
-    _refuse_zero(zero, level, f"{source}: zero_optimization")
-
-
-def _refuse_zero(zero: dict[str, Any], level: int, where: str) -> None:
-    """ZeRO options that break what Sett promises about a window."""
-    if zero.get("overlap_comm") is True and level < 2:
-        raise ConfigError(
-            f"{where}.overlap_comm needs ZeRO stage 2 or 3 here: below, DeepSpeed reduces a window's gradients once, "
-            "at its end, so there is nothing to overlap. Remove it, or raise zero_optimization.stage."
-        )
-    if zero.get("compute_grad_norm") is False:
-        raise ConfigError(f"{where}.compute_grad_norm: Sett logs the gradient norm; remove the key.")
-    if zero.get("zenflow") is not None:
-        raise ConfigError(
-            f"{where}.zenflow: ZenFlow applies part of the gradients later, so a window's step would not be its own. "
-            "Remove it."
-        )
-    if zero.get("elastic_checkpoint"):
-        raise ConfigError(
-            f"{where}.elastic_checkpoint: ignored at stage 3 and not needed: universal checkpoints resume on another "
-            "number of ranks at every stage. Remove it."
-        )
 
 
 def _fill_optimizer(config: dict[str, Any], recipe: Recipe, source: str) -> None:
@@ -321,42 +300,3 @@ def _fill_optimizer(config: dict[str, Any], recipe: Recipe, source: str) -> None
             f"{source}: optimizer.type: DeepSpeed has not tested {cls.__name__} with ZeRO. Use AdamW, or accept the "
             "risk with zero_allow_untested_optimizer: true."
         )
-
-
-def _check_machine(config: dict[str, Any], world_size: int, device: str, source: str) -> None:
-    """What depends on where the run will be: offload folders, compiled ops, the number of ranks."""
-    zero = config["zero_optimization"]
-    for which in ("offload_optimizer", "offload_param"):
-        if (target := offload_device(config, which)) == "none":
-            continue
-        where = f"{source}: zero_optimization.{which}"
-        if stage(config) != 3 and (target == "nvme" or which == "offload_param"):
-            raise ConfigError(f"{where}: device '{target}' needs ZeRO stage 3, but stage is {stage(config)}.")
-        if target == "nvme":
-            _check_nvme(zero[which].get("nvme_path"), where)
-        if device == "cpu" and zero[which].get("super_offload"):
-            raise ConfigError(f"{where}.super_offload needs a GPU; remove it on a CPU box.")
-    if device == "cpu":
-        for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"):
-            if zero.get(key):
-                raise ConfigError(
-                    f"{source}: zero_optimization.{key}: its quantizer is CUDA code; use 'cpu' or 'zero3'."
-                )
-    hpz = zero.get("zero_hpz_partition_size", 1)
-    if hpz > 1 and world_size % min(hpz, world_size):
-        raise ConfigError(
-            f"{source}: zero_optimization.zero_hpz_partition_size = {hpz} does not divide the {world_size} ranks. "
-            "Set it to the number of GPUs per node ('auto' does)."
-        )
-
-
-def _check_nvme(path: Any, where: str) -> None:
-    if not path:
-        raise ConfigError(f"{where}.nvme_path: missing; name a folder on a fast local disk.")
-    if not Path(path).is_dir() or not os.access(path, os.W_OK):
-        raise ConfigError(
-            f"{where}.nvme_path: '{path}' is not a writable folder on this host. Create it on a fast local disk of "
-            "every host, or copy the JSON and edit the path."
-        )
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise ConfigError(f"{where}: NVMe offload needs libaio. Install it (Debian: apt install libaio-dev).")

@@ -79,7 +79,7 @@ class Launch:
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """The launcher's command that runs `python -m trainer.worker ARGUMENTS` on every rank."""
-        command = [sys.executable, "-m", "deepspeed.launcher.runner"]
+        command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet"]
         if self.hostfile is not None:
             command += ["--hostfile", str(self.hostfile)]
         if self.include:
@@ -110,6 +110,7 @@ def rank_environment(ranks_here: int) -> dict[str, str]:
         environment.setdefault("DS_ACCELERATOR", "cpu")
         cores = len(os.sched_getaffinity(0))
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks_here)))
+    environment.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("PYTHONUNBUFFERED", "1")
     return environment

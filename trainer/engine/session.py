@@ -145,6 +145,7 @@ def start(
     for group, ours in zip(engine.optimizer.param_groups, groups, strict=True):
         group["peak_lr"], group["name"] = ours["lr"], ours["name"]
     del zero_init
+    engine.train()  # transformers hands out models in evaluation mode
     return Session(engine, model, config, rank, world_size, device)
 
 

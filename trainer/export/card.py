@@ -1,6 +1,6 @@
 """The model card of an exported model.
 
-Owns: `model_card` and `TaskResult`. The card says what the model was trained on, how, with what result, and under which
+Owns: `model_card`. The card says what the model was trained on, how, with what result, and under which
 licences its data came; what is not known is left out rather than guessed.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import yaml
 
@@ -27,24 +27,12 @@ _PIPELINES = {
 }
 
 
-class TaskResult(TypedDict, total=False):
-    """What a run can tell of a task; every key may be missing."""
-
-    train_rows: int
-    dev_rows: int
-    before: float
-    """Primary metric on dev rows before training."""
-    after: float
-    majority: float
-    """The metric of always giving the most frequent answer."""
-
-
 def model_card(
     recipe: Recipe,
     tasks: Sequence[TaskSpec],
     task: TaskSpec | None,
     auto_class: str,
-    results: Mapping[str, TaskResult] | None,
+    results: Mapping[str, Any] | None,
 ) -> str:
     """The README.md of an export.
 
@@ -53,13 +41,14 @@ def model_card(
         tasks: all tasks trained on.
         task: the exported one; None for the body alone.
         auto_class: the class of transformers that loads the folder.
-        results: per task its sizes and metrics.
+        results: the content of the run's `results.json`: under `tasks` a mapping a task with `task`, `metric`,
+            `before`, `after`, `majority`, `rows` (of dev) and `train_rows`; what is missing or null shows as a dash.
     """
     ordered = sorted(tasks, key=lambda t: t.name)
     sections = [
         _front_matter(recipe, ordered, task),
         _what(recipe, ordered, task, auto_class),
-        _task_table(ordered, results or {}),
+        _task_table(ordered, {row["task"]: row for row in (results or {}).get("tasks", [])}),
         _training(recipe),
         _sources(ordered),
     ]
@@ -109,14 +98,15 @@ def _what(recipe: Recipe, tasks: Sequence[TaskSpec], task: TaskSpec | None, auto
     return f"{text}\n\n{load}"
 
 
-def _task_table(tasks: Sequence[TaskSpec], results: Mapping[str, TaskResult]) -> str:
+def _task_table(tasks: Sequence[TaskSpec], results: Mapping[str, Mapping[str, Any]]) -> str:
     head = "| task | family | metric | before | after | majority | train rows | dev rows | licence |"
     lines = ["## Tasks", "", head, "|---|---|---|---:|---:|---:|---:|---:|---|"]
     for task in tasks:
         result = results.get(task.name, {})
         numbers = [_number(result.get(key)) for key in ("before", "after", "majority")]
-        rows = [_number(result.get(key)) for key in ("train_rows", "dev_rows")]
-        cells = [task.name, task.family.value, task.primary_metric, *numbers, *rows, task.licence]
+        rows = [_number(result.get(key)) for key in ("train_rows", "rows")]
+        metric = str(result.get("metric") or task.primary_metric)
+        cells = [task.name, task.family.value, metric, *numbers, *rows, task.licence]
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines)
 

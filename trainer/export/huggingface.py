@@ -26,7 +26,7 @@ from transformers import (
 
 from trainer.config.schema import Recipe
 from trainer.errors import ModelError, RunError, nearest
-from trainer.export.card import TaskResult, model_card
+from trainer.export.card import model_card
 from trainer.model.backbone import LM_CLASSES, load_config, load_tokenizer, resolve_path
 from trainer.model.multitask import MultiTaskModel, skeleton
 from trainer.model.source import quiet
@@ -49,7 +49,7 @@ def export_task(
     tasks: Sequence[TaskSpec],
     task: str | None,
     out: Path,
-    results: Mapping[str, TaskResult] | None = None,
+    results: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a `save_pretrained` folder that a stock `AutoModel...` class loads.
 
@@ -60,7 +60,9 @@ def export_task(
         tasks: the run's, all of them.
         task: whose head to export; None exports the body alone, for `AutoModel`.
         out: the folder to write; an existing one is replaced, in one step.
-        results: per task what the model card tells; see `TaskResult`.
+        results: the content of the run's `results.json`, for the model card.
+
+    In a process group only the first rank may call it: transformers writes weights on that one alone.
 
     Raises:
         ModelError: transformers has no class for this head on this architecture; the message says what it has.

@@ -19,6 +19,7 @@ from typing import Any
 import deepspeed
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, GenerationConfig
 
@@ -154,17 +155,23 @@ def load_body(recipe: Recipe, config: Any, kind: Kind, has_lm: bool, folder: str
                 dtype=torch.float32,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, by name
                 **extra,
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"model '{folder}': cannot be loaded as {auto.__name__}: {error}") from error
+    if info["mismatched_keys"]:
+        names = ", ".join(sorted(str(next(iter(key))) for key in info["mismatched_keys"])[:3])
+        raise ModelError(f"model '{folder}': its weights have other shapes than its config.json says ({names}, ...)")
     fresh = _draw_missing(body, set(info["missing_keys"]), recipe.seed, folder)
     body.generation_config = _greedy(config)
     body.config.use_cache = False
     if recipe.model.gradient_checkpointing:
         if not body.supports_gradient_checkpointing:
             raise ModelError(f"model.gradient_checkpointing: '{config.model_type}' cannot; set it to false")
-        body.gradient_checkpointing_enable({"use_reentrant": False})
+        # Renamed during transformers 5; the old name warns where the new one exists.
+        enable = getattr(body, "activation_checkpointing_enable", None) or body.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return body, fresh
 
 
@@ -188,10 +195,10 @@ def stock_class(auto: Any, config: Any) -> Any:
 
 
 def _attention(model: ModelConfig) -> str | None:
-    """On a CPU eager attention is the faster one for short sequences; elsewhere transformers chooses."""
+    """On a CPU eager attention is the faster one for short sequences (MiniLM, bf16); elsewhere transformers chooses."""
     if model.attention != "auto":
         return model.attention
-    return None if torch.cuda.is_available() else "eager"
+    return None if torch.cuda.is_available() or model.max_length > 512 else "eager"
 
 
 def _draw_missing(body: Any, missing: set[str], seed: int, folder: str) -> set[str]:
@@ -245,7 +252,13 @@ def materialise_random(recipe: Recipe, folder: Path) -> Path:
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed % 2**63)
-            stock_class(LM_CLASSES[kind], config)(config).save_pretrained(aside)
+            model = stock_class(LM_CLASSES[kind], config)(config)
+        # Not save_pretrained: in a process group that writes weights on the first rank only, and any may come first.
+        state = {
+            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()
+        }
+        save_file(state, aside / "model.safetensors", {"format": "pt"})
+        config.save_pretrained(aside)
         os.replace(aside, target)
     except OSError:
         if not target.is_dir():  # another process may have finished first

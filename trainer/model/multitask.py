@@ -185,9 +185,10 @@ def build_model(recipe: Recipe, tasks: Sequence[TaskSpec], random_weights: Path 
     folder = str(random_weights) if random_weights is not None else resolve_path(str(recipe.model.path))
     config = running_config(recipe)
     kind, has_lm = kind_of(config), has_lm_family(tasks)
-    body, fresh = load_body(recipe, config, kind, has_lm, folder)
-    backbone = Backbone(body, kind, load_tokenizer(recipe.model))
-    model = MultiTaskModel(backbone, HeadTable.of(tasks, recipe.heads), recipe, has_lm)
+    with torch.random.fork_rng(devices=[]):  # what constructors draw is overwritten: it must not move the run's state
+        body, fresh = load_body(recipe, config, kind, has_lm, folder)
+        backbone = Backbone(body, kind, load_tokenizer(recipe.model))
+        model = MultiTaskModel(backbone, HeadTable.of(tasks, recipe.heads), recipe, has_lm)
     model.fresh = {f"backbone.body.{name}" for name in fresh}
     if model.head is not None:
         model.fresh |= {f"head.{name}" for name, _ in model.head.named_parameters()}

@@ -38,6 +38,8 @@ _TOOLS = {
 
 
 class Level(StrEnum):
+    """How much a finding matters."""
+
     OK = "ok"
     WARNING = "warning"
     PROBLEM = "problem"
@@ -137,39 +139,43 @@ def _processor() -> Finding:
 
 def _compilers() -> Iterator[Finding]:
     """DeepSpeed compiles its ops at the first start that needs them, with g++ and ninja, CUDA ones with nvcc."""
-    compiler = os.environ.get("CXX") or "g++"
-    if version := _output(compiler, "-dumpfullversion", "-dumpversion"):
+    compiler = os.environ.get("CXX") or "c++"  # as PyTorch chooses it
+    version = _output(compiler, "-dumpfullversion") or _output(compiler, "-dumpversion")
+    if version:
         yield Finding("C++ compiler", Level.OK, f"{compiler} {version}")
     else:
         remedy = "Debian: apt install g++; without it no offloaded optimizer"
         yield Finding("C++ compiler", Level.WARNING, f"no {compiler}", remedy)
-    if version := _output("ninja", "--version"):
-        yield Finding("ninja", Level.OK, version)
+    if ninja := _output("ninja", "--version"):
+        yield Finding("ninja", Level.OK, ninja)
     elif importlib.util.find_spec("ninja"):
         remedy = "activate the virtual environment, so that its bin folder is on PATH"
         yield Finding("ninja", Level.WARNING, "installed, but not on PATH", remedy)
     else:
         yield Finding("ninja", Level.WARNING, "missing", "pip install ninja")
-    yield from _cuda_toolkit()
+    release = re.search(r"release (\d+\.\d+)", _output("nvcc", "--version"))
+    yield cuda_toolkit(torch.version.cuda, release[1] if release else "", version)
 
 
-def _cuda_toolkit() -> Iterator[Finding]:
-    release = re.search(r"release (\d+)\.(\d+)", _output("nvcc", "--version"))
-    built = torch.version.cuda
+def cuda_toolkit(built: str | None, nvcc: str, gcc: str) -> Finding:
+    """Whether `nvcc` can compile for a torch built with CUDA `built`, and whether it takes this host compiler."""
+    from torch.utils.cpp_extension import CUDA_GCC_VERSIONS
+
+    topic, found = "CUDA toolkit", f"nvcc {nvcc}, torch is built for CUDA {built}"
     if built is None:
-        found = "not needed: this torch is a CPU build" + (
-            f" (nvcc {release[1]}.{release[2]} is here)" if release else ""
-        )
-        yield Finding("CUDA toolkit", Level.OK, found)
-    elif release is None:
-        remedy = f"install the CUDA {built} toolkit; without it no op that DeepSpeed compiles for the GPU"
-        yield Finding("CUDA toolkit", Level.WARNING, f"no nvcc; torch is built for CUDA {built}", remedy)
-    elif release[1] != built.split(".")[0]:
-        remedy = f"install the CUDA {built} toolkit; DeepSpeed refuses to compile with another major version"
-        found = f"nvcc {release[1]}.{release[2]}, but torch is built for CUDA {built}"
-        yield Finding("CUDA toolkit", Level.WARNING, found, remedy)
-    else:
-        yield Finding("CUDA toolkit", Level.OK, f"nvcc {release[1]}.{release[2]}, torch is built for CUDA {built}")
+        here = f" (nvcc {nvcc} is here)" if nvcc else ""
+        return Finding(topic, Level.OK, f"not needed: this torch is a CPU build{here}")
+    if not nvcc:
+        remedy = f"install the CUDA {built} toolkit; without it DeepSpeed compiles no op for the GPU"
+        return Finding(topic, Level.WARNING, f"no nvcc; torch is built for CUDA {built}", remedy)
+    if nvcc.split(".")[0] != built.split(".")[0]:
+        remedy = f"install the CUDA {built} toolkit; DeepSpeed does not compile with another major version"
+        return Finding(topic, Level.WARNING, found, remedy)
+    _, too_new = CUDA_GCC_VERSIONS.get(nvcc, ((), (10**6,)))
+    if gcc and gcc[0].isdigit() and int(gcc.split(".")[0]) >= too_new[0]:
+        remedy = f"set CXX to a g++ older than {too_new[0]}, or install a newer CUDA toolkit"
+        return Finding(topic, Level.WARNING, f"{found}; it does not take g++ {gcc}", remedy)
+    return Finding(topic, Level.OK, found)
 
 
 def _ops() -> Iterator[Finding]:
@@ -181,6 +187,8 @@ def _ops() -> Iterator[Finding]:
     groups: dict[str, list[str]] = {"built in": [], "can be built": [], "not possible": []}
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # the probes chat
         for name, builder in ALL_OPS.items():
+            if name == "deepspeed_not_implemented":
+                continue  # a placeholder that every missing op shares
             possible = "can be built" if probe_is_compatible(builder, False) else "not possible"
             groups["built in" if installed_ops.get(name) else possible].append(name)
     found = "; ".join(f"{group}: {', '.join(sorted(names))}" for group, names in groups.items() if names)

@@ -18,6 +18,7 @@ _WEIGHTS = 2
 _GRADIENTS = 2 + 4  # 16-bit, and the 32-bit sum
 _OPTIMIZER = 4 + 4 + 4  # master weights and two moments
 _BUFFER = 1.5  # DeepSpeed's allowance for buffers in host memory
+_CAPTION = "16-bit training with Adam. Activations come on top."
 
 
 class MemoryRow(NamedTuple):
@@ -35,17 +36,15 @@ class MemoryRow(NamedTuple):
 
 
 def estimate(params: int, largest_layer: int, world_size: int, gpus_per_node: int) -> list[MemoryRow]:
-    """States of `params` parameters on `world_size` ranks, stage by stage. `largest_layer` is gathered whole by ZeRO-3."""
+    """States of `params` parameters on `world_size` ranks, stage by stage; ZeRO-3 gathers `largest_layer` whole."""
     per_node = min(gpus_per_node, world_size)
     hardware = {"num_gpus_per_node": per_node, "num_nodes": -(-world_size // per_node)}
     loading = int(4 * params * _BUFFER)  # each rank loads the model into host memory once
-    everything = _WEIGHTS + _GRADIENTS + _OPTIMIZER
+    replicated = _WEIGHTS + _GRADIENTS
     rows = [
-        MemoryRow(0, "none", everything * params, loading, ""),
-        MemoryRow(
-            1, "none", (_WEIGHTS + _GRADIENTS) * params + _OPTIMIZER * params // world_size, loading, "zero1"
-        ),
-    ]  # fmt: skip
+        MemoryRow(0, "none", (replicated + _OPTIMIZER) * params, loading, ""),
+        MemoryRow(1, "none", replicated * params + _OPTIMIZER * params // world_size, loading, "zero1"),
+    ]
     for offload in (False, True):
         cpu, gpu = estimate_zero2_model_states_mem_needs(params, cpu_offload=offload, **hardware)
         name = "" if offload else "zero2"
@@ -61,11 +60,11 @@ def estimate(params: int, largest_layer: int, world_size: int, gpus_per_node: in
 
 def render(rows: list[MemoryRow], console: Console) -> None:
     """Print the rows as a table."""
-    table = Table(
-        title="Memory per rank for model states (16-bit, Adam; activations not counted)", title_justify="left"
-    )
-    for name, justify in (("ZeRO", "right"), ("offloaded", "left"), ("GPU", "right"), ("CPU", "right")):
-        table.add_column(name, justify="right" if justify == "right" else "left")
+    table = Table(title="Memory per rank for model states", title_justify="left", caption=_CAPTION)
+    table.add_column("ZeRO", justify="right")
+    table.add_column("offloaded")
+    table.add_column("GPU", justify="right")
+    table.add_column("CPU", justify="right")
     table.add_column("deepspeed:", style="cyan")
     for row in rows:
         table.add_row(str(row.stage), row.offload, readable(row.gpu), readable(row.cpu), row.config)

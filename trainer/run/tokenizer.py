@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from trainer.errors import ConfigError, DataError
@@ -30,6 +30,7 @@ _SPACE = "▁"
 # SentencePiece silently leaves out lines of more than 4,192 bytes, and those that hold its mark of the unknown.
 _LINE_BYTES = 4000
 _RESERVED = "\u2585"
+_BYTES_FROM = 1024  # the bytes take 256 places: in a smaller vocabulary little would be left for text
 
 
 class _Special(NamedTuple):
@@ -79,8 +80,8 @@ def train_sentencepiece(
 ) -> Path:
     """Train a tokenizer on text and write it as a folder for `AutoTokenizer` and `model.tokenizer`.
 
-    Encoders and encoder-decoders normalise text (NFKC, runs of spaces are one). Decoders keep it as it is, and spell
-    characters that are not in the vocabulary as bytes, so that decoding gives back exactly what was encoded.
+    Encoders and encoder-decoders normalise text (NFKC, runs of spaces are one). Decoders keep it as it is, and from a
+    vocabulary of 1,024 on spell unknown characters as bytes, so that decoding gives back exactly what was encoded.
 
     Args:
         inputs: Files of any kind a task's source may be (.txt, .jsonl, .csv, .parquet, ...; text also compressed).
@@ -184,12 +185,12 @@ def _train(lines: list[str], model: ModelType, vocab_size: int, kind: Kind) -> b
         vocab_size=vocab_size,
         num_threads=16,  # the sums of EM depend on it, so it is not the machine's number of cores
         minloglevel=2,
-        **_trainer_options(kind),
+        **_trainer_options(kind, vocab_size),
     )
     return written.getvalue()
 
 
-def _trainer_options(kind: Kind) -> dict[str, Any]:
+def _trainer_options(kind: Kind, vocab_size: int) -> dict[str, Any]:
     special = _SPECIAL[kind]
     options: dict[str, Any] = {"control_symbols": []}
     roles = {token: role for role, token in special.roles.items()}
@@ -203,7 +204,7 @@ def _trainer_options(kind: Kind) -> dict[str, Any]:
             options |= {f"{role}_id": index, f"{role}_piece": token}
     if kind == "decoder":
         options |= {
-            "byte_fallback": True,
+            "byte_fallback": vocab_size >= _BYTES_FROM,
             "normalization_rule_name": "identity",
             "remove_extra_whitespaces": False,
         }
@@ -227,11 +228,11 @@ def _explain(error: RuntimeError, inputs: Sequence[Path], vocab_size: int) -> Ex
 
 def _fast(proto: Any, special: _Special, lossless: bool) -> Tokenizer:
     """The `tokenizers` pipeline that does what the SentencePiece model does."""
-    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    ids = {piece: index for index, (piece, _) in enumerate(pieces)}
+    ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     fallback = proto.trainer_spec.byte_fallback
     unk = special.roles["unk"]
     if proto.trainer_spec.model_type == proto.trainer_spec.UNIGRAM:
+        pieces = [(piece.piece, piece.score) for piece in proto.pieces]
         tokenizer = Tokenizer(models.Unigram(pieces, unk_id=ids[unk], byte_fallback=fallback))
     else:
         normal = {p.piece: i for i, p in enumerate(proto.pieces) if p.type == p.NORMAL}
@@ -239,7 +240,10 @@ def _fast(proto: Any, special: _Special, lossless: bool) -> Tokenizer:
     if lossless:
         # Every space is kept, so the mark in front can't depend on whether the text begins with one.
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(_SPACE, "merged_with_next")
+        # Unigram knows no kinds of pieces: uncut, the six letters "<0x41>" in a text would be taken for the byte.
+        bytes_spelt = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "isolated")
+        words = pre_tokenizers.Split(_SPACE, "merged_with_next")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_spelt])
         back = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         tokenizer.decoder = decoders.Sequence(back)
     else:
