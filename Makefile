@@ -6,8 +6,10 @@ PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || echo python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# All GPUs where there are some; two processes on a CPU box.
-RANKS  ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo --num-gpus 2)
+# All GPUs where there are some, a micro-batch each; two processes on a CPU box.
+RANKS  ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c GPU); \
+            if [ $$n -gt 0 ]; then echo window.micro_batches=$$n; else echo --num-gpus 2; fi)
+
 
 .PHONY: quickstart test lint types unit format clean
 

@@ -1,8 +1,7 @@
 """The rival of `benchmarks/throughput.py`: multi-task training with the stock Hugging Face `Trainer`.
 
 Owns: what people run today. One encoder with a head per task, batches of one task (the same task on every rank),
-dynamic padding by `DataCollatorWithPadding`, the caller's DeepSpeed JSON, no evaluation and no checkpoints. `run`
-starts it through the `deepspeed` launcher and returns what it measured; by hand:
+dynamic padding by `DataCollatorWithPadding`, the caller's DeepSpeed JSON, no evaluation and no checkpoints. By hand:
 
     deepspeed --num_gpus 2 benchmarks/throughput_hf.py --examples FILE --model DIR --deepspeed JSON --steps 60
 
@@ -16,6 +15,9 @@ FILE is JSON Lines, one tokenised training example a line, so that both sides tr
 - `sequences`: token ids with special tokens and without padding; several for multiple choice, else one.
 - `second`: for each sequence, the index where its second text starts (its length when there is none).
 - `target`: class or choice (int), score in [0, 1] (float), or [first, last] token index of a span's answer.
+
+The first rank prints one JSON line: `real_tokens` (padding not counted), `padded_tokens`, `examples`, `seconds`,
+`tokens_per_second` (real ones), `steps` and `world`; sums over all ranks and the measured steps.
 """
 
 from __future__ import annotations
@@ -23,8 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -143,9 +143,9 @@ class Heads(nn.Module):
 class MultiTaskModel(nn.Module):
     """The pretrained encoder and the heads; returns the loss, as `Trainer` expects."""
 
-    def __init__(self, path: str, rows: list[Example]) -> None:
+    def __init__(self, path: str, rows: list[Example], attention: str | None) -> None:
         super().__init__()
-        self.body = AutoModel.from_pretrained(path, dtype=torch.float32)
+        self.body = AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
         self.config = self.body.config  # DeepSpeed's `auto` values are filled from it
         sizes = {row["task"]: OUTPUTS.get(row["family"]) or row["classes"] for row in rows}
         self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
@@ -254,7 +254,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         batches = TaskBatches(examples.rows, options.rows, args.world_size, options.group_by_length, options.seed)
         trainer = TaskTrainer(
             batches=batches,
-            model=MultiTaskModel(str(options.model), examples.rows),
+            model=MultiTaskModel(str(options.model), examples.rows, options.attention),
             args=args,
             train_dataset=examples,
             data_collator=Collator(AutoTokenizer.from_pretrained(options.model)),
@@ -275,59 +275,6 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def run(
-    examples: Path,
-    model: Path,
-    deepspeed_json: Path,
-    *,
-    steps: int,
-    rows: int,
-    warmup: int = 5,
-    accumulation: int = 1,
-    world: int = 2,
-    group_by_length: bool = False,
-    bf16: bool = False,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Launch the rival on `world` ranks of this machine and return what it measured.
-
-    Args:
-        examples: Tokenised examples (the module's docstring says how).
-        model: Folder of a pretrained encoder and its tokenizer.
-        deepspeed_json: DeepSpeed configuration; `auto` values are filled by `Trainer`.
-        steps: Measured optimizer steps.
-        rows: Examples of a micro-batch of one rank.
-        warmup: Optimizer steps before the clock starts.
-        accumulation: Micro-batches of one rank per optimizer step.
-        world: Ranks.
-        group_by_length: Batch examples of similar length, as `train_sampling_strategy="group_by_length"` does.
-        bf16: Mixed precision.
-        seed: Of the batches and of dropout.
-
-    Returns:
-        `real_tokens` (padding not counted), `padded_tokens`, `examples`, `seconds`, `tokens_per_second` (real ones),
-        `steps` and `world`; sums over all ranks and the measured steps.
-    """
-    command = [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        "--num_gpus",
-        str(world),
-        str(Path(__file__).resolve()),
-    ]
-    command += ["--examples", str(examples), "--model", str(model), "--deepspeed", str(deepspeed_json)]
-    command += ["--steps", str(steps), "--rows", str(rows), "--warmup", str(warmup)]
-    command += ["--accumulation", str(accumulation), "--seed", str(seed)]
-    command += ["--group-by-length"] * group_by_length + ["--bf16"] * bf16
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"real_tokens"')]
-    if done.returncode or not lines:
-        raise SystemExit(f"the Hugging Face run failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
-    result: dict[str, float] = json.loads(lines[-1])
-    return result
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=Path, required=True)
@@ -338,6 +285,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--attention", help="of transformers; its own choice where absent")
     parser.add_argument("--group-by-length", action="store_true")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--seed", type=int, default=0)

@@ -32,7 +32,9 @@ tokenizer_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer for a m
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(tokenizer_app, name="tokenizer")
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, for example recipes/quickstart.yaml.")]
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="YAML file, for example recipes/quickstart.yaml.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -43,7 +45,11 @@ Overrides = Annotated[
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, for example runs/quickstart.")]
 NumGpus = Annotated[
     int | None,
-    typer.Option("--num-gpus", "--num_gpus", help="GPUs to use on each host; without GPUs, processes. Default: all GPUs, or 1 process."),
+    typer.Option(
+        "--num-gpus",
+        "--num_gpus",
+        help="GPUs to use on each host; without GPUs, processes. Default: all GPUs, or 1 process.",
+    ),
 ]
 Hostfile = Annotated[
     Path | None, typer.Option(help="DeepSpeed hostfile (`host slots=8` a line) to train on several machines.")
@@ -57,7 +63,8 @@ Step = Annotated[
     str, typer.Option(help="Which checkpoint: `best`, `last`, or a step number. `best` falls back on `last`.")
 ]
 TaskPaths = Annotated[
-    list[str], typer.Argument(metavar="PATH...", help="Task folders (with a task.json), folders or globs of them, or a recipe.")
+    list[str],
+    typer.Argument(metavar="PATH...", help="Task folders (with a task.json), folders or globs of them, or a recipe."),
 ]
 
 
@@ -98,7 +105,7 @@ def eval_command(
     master_port: MasterPort = None,
 ) -> None:
     """Evaluate a checkpoint of a run on every task; any number of ranks."""
-    from trainer.run.evaluation import evaluate_run
+    from trainer.run.evaluate_run import evaluate_run
 
     evaluate_run(run, split, step, _launch(num_gpus, hostfile, include, exclude, master_port))
 
@@ -195,9 +202,7 @@ def tokenizer_train(
 
 
 def _launch(num_gpus: int | None, hostfile: Path | None, include: str, exclude: str, port: int | None) -> Launch:
-    from trainer.cache.progress import Tokenising
     from trainer.engine.launch import Launch
-    from trainer.tasks.spec import TaskSpec
 
     return Launch(num_gpus, hostfile, include, exclude, port)
 

@@ -20,7 +20,9 @@ def main() -> None:
     # DeepSpeed's launcher adds --local_rank=N, which torch's environment variables repeat.
     arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
     if not arguments or arguments[0].startswith("-"):
-        print("usage: deepspeed [launcher options] --module trainer.worker RECIPE [key.path=value ...]", file=sys.stderr)
+        print(
+            "usage: deepspeed [launcher options] --module trainer.worker RECIPE [key.path=value ...]", file=sys.stderr
+        )
         sys.exit(2)
     _quieten()
     try:

@@ -103,15 +103,11 @@ def test_overrides_win_and_are_checked(tmp_path: Path) -> None:
     for bad, expected in (
         ("window.tokens", "write it as key.path=value"),
         ("window.tokns=1", "did you mean 'tokens'"),
-        ("seed.x=1", "unknown"),
+        ("seed.x=1", "seed: input should be a valid integer"),
         ("tasks.7=a", "not an index"),
     ):
-        with pytest.raises(ConfigError, match=r"override|unknown|valid"):
+        with pytest.raises(ConfigError, match=expected):
             load_recipe(path, [bad])
-        try:
-            load_recipe(path, [bad])
-        except ConfigError as error:
-            assert expected in str(error) or bad.startswith("seed")
 
 
 def test_paths_are_looked_up_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,9 +31,9 @@ def check(results: list[dict[str, Any]]) -> None:
     for result in results:
         for path, one in result.items():
             where = Path(path).stem
-            # fp32: sums in another order; Adam divides tiny differences of tiny gradients by their own size.
             assert max(one["differences"]) < 2e-5, (where, one)
-            assert max(one["norms"]) < 1e-5, (where, one)
+            if "zero0" not in where:  # DeepSpeed does not keep the norm at stage 0
+                assert max(one["norms"]) < 1e-5, (where, one)
             assert one["absent"], f"{where}: every task was in every window, so nothing was tested"
 
 

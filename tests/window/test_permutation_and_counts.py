@@ -40,9 +40,7 @@ def test_permutations_of_different_keys_look_independent() -> None:
 
 @given(probabilities, st.integers(1, 64), st.integers(0, 2**31), st.integers(0, 2**22))
 @settings(max_examples=100, deadline=None)
-def test_counts_are_within_one_of_the_expectation_and_sum_up(
-    p: np.ndarray, draws: int, seed: int, window: int
-) -> None:
+def test_counts_are_within_one_of_the_expectation_and_sum_up(p: np.ndarray, draws: int, seed: int, window: int) -> None:
     counts = CountTree(p, draws, seed).at(window)
     assert counts.sum() == draws
     assert (np.abs(counts - draws * p) < 1 + 1e-6).all()

@@ -123,7 +123,7 @@ def test_a_tasks_order_does_not_depend_on_the_other_tasks() -> None:
 def test_uneven_windows_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"window.micro_batches: 8 .* 3 ranks"):
         planner(Heterogeneity.RANK).window(0, 3)
-    with pytest.raises(ConfigError, match="not a multiple of window.group"):
+    with pytest.raises(ConfigError, match=r"not a multiple of window\.group"):
         planner(Heterogeneity.STEP, micro_batches=8, group=3)
 
 

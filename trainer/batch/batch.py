@@ -32,7 +32,7 @@ class Batch:
     pooled: Tensor
     """[P] sequence of each pooled feature (the model's own pooling: first token, last token or end token)."""
     tokens: Tensor
-    """[Q] flat position s * L + i of each token feature (span heads); in an encoder-decoder s * D + i, in its decoder."""
+    """[Q] flat position s * L + i of each token feature (span heads); for encoder-decoders s * D + i."""
 
     pooled_scores: Tensor
     """[E1, 2] (index into the pooled features, row of the packed head)."""

@@ -28,7 +28,8 @@ class MaskRule:
 
 def masked_units(maskable: NDArray[np.int64], probability: float) -> NDArray[np.int64]:
     """How many of `maskable` tokens are masked: known without drawing them, so that denominators are exact."""
-    return np.minimum(np.maximum(1, np.rint(maskable * probability)), np.maximum(maskable, 1)).astype(np.int64)
+    wanted = np.maximum(1, np.rint(maskable * probability))
+    return np.asarray(np.minimum(wanted, np.maximum(maskable, 1)), np.int64)
 
 
 def mask_tokens(ids: Ids, rule: MaskRule, *key: int) -> tuple[Ids, NDArray[np.int64]]:

@@ -70,7 +70,9 @@ class Checkpoints:
         try:
             return RunState(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"{path}: damaged checkpoint ({error}); delete {path.parent} to resume from the one before") from error
+            raise RunError(
+                f"{path}: damaged checkpoint ({error}); delete {path.parent} to resume from the one before"
+            ) from error
 
     def save(self, session: Session, state: RunState) -> None:
         """Save on all ranks; the checkpoint exists once its marker does."""
@@ -103,7 +105,7 @@ class Checkpoints:
         ):
             if saved != now:
                 raise RunError(
-                    f"{self.path(step)}: was written with {name} {saved}, this start has {now}; start with {saved} again"
+                    f"{self.path(step)}: written with {name} {saved}, but this start has {now}; start with {saved} again"
                 )
         loaded, client = session.engine.load_checkpoint(str(self.folder), tag=self.path(step).name)
         if loaded is None or client.get("sett") != asdict(state):

@@ -9,6 +9,7 @@ the resolved JSON (`optimizer.params.lr` and so on), not the recipe's default. T
 from __future__ import annotations
 
 import copy
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from trainer.engine.deepspeed_check import (
 from trainer.errors import ConfigError, nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_SHIPPED = (_PACKAGE / "shipped" / "ds_configs", _PACKAGE.parent / "ds_configs")  # a wheel's, else the checkout's
+_SHIPPED = (_PACKAGE.parent / "ds_configs", Path(sysconfig.get_path("data")) / "share" / "sett" / "ds_configs")
+"""The checkout's, else where a wheel puts them."""
 
 _EXACT: dict[str, Any] = {
     "managed_gradient_accumulation": False,

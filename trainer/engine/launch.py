@@ -106,6 +106,8 @@ def free_port() -> int:
 def rank_environment(ranks_here: int) -> dict[str, str]:
     """Environment of the ranks on this machine: on CPU the cores are shared out, and DeepSpeed told it is one."""
     environment = dict(os.environ)
+    # DeepSpeed compiles with the ninja of this environment, which nobody need have activated.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     if not torch.cuda.is_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
         cores = len(os.sched_getaffinity(0))

@@ -20,12 +20,17 @@ from torch import Tensor
 
 from trainer.config.schema import Recipe
 from trainer.engine import deepspeed_json
+from trainer.errors import RunError
 from trainer.model.backbone import load_config
 from trainer.model.multitask import MultiTaskModel, build_model
 from trainer.tasks.spec import TaskSpec
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a rank waits for the others before it gives up: evaluation of one slow rank must fit."""
+
+
+_TRAINING_KEYS = ("optimizer", "tensorboard", "wandb", "csv_monitor", "comet")
+"""Keys of the JSON that evaluation has no use for."""
 
 
 @dataclass
@@ -131,6 +136,11 @@ def start(
     """
     rank, world_size, device = init_distributed()
     hidden = load_config(recipe.model).hidden_size
+    if weights is not None:
+        # The window's size means nothing here; any number of ranks may evaluate.
+        recipe = recipe.model_copy(
+            update={"window": recipe.window.model_copy(update={"micro_batches": world_size, "group": None})}
+        )
     config = deepspeed_json.resolve(recipe, world_size, hidden, device.type, run_dir=run_dir)
     if weights is not None:
         return _start_evaluation(recipe, tasks, config, random_weights, weights, (rank, world_size, device))
@@ -140,7 +150,7 @@ def start(
 
         zero_init = HfDeepSpeedConfig(config)  # while it lives, from_pretrained shards as it loads
     model = build_model(recipe, tasks, random_weights)
-    groups = model.parameter_groups(recipe.optimizer)
+    groups = model.parameter_groups(deepspeed_json.optimizer_settings(config, recipe))
     engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
     for group, ours in zip(engine.optimizer.param_groups, groups, strict=True):
         group["peak_lr"], group["name"] = ours["lr"], ours["name"]
@@ -159,8 +169,12 @@ def _start_evaluation(
 ) -> Session:
     """An engine without optimizer: ZeRO-3 shards the weights, the other stages have nothing to shard."""
     model = build_model(recipe, tasks, random_weights)
-    model.load_state_dict(weights, strict=False)  # tied weights stand once in a checkpoint
-    config = {k: v for k, v in config.items() if k not in ("optimizer", "tensorboard", "wandb", "csv_monitor")}
+    missing = model.load_state_dict(weights, strict=False).missing_keys
+    held = {id(p) for name, p in model.named_parameters() if name in weights}
+    # Tied weights stand once in a checkpoint; anything else that is missing is a damaged one.
+    if lost := [n for n, p in model.named_parameters(remove_duplicate=False) if n in missing and id(p) not in held]:
+        raise RunError(f"the checkpoint lacks weights of the model ({', '.join(lost[:3])}, ...)")
+    config = {k: v for k, v in config.items() if k not in _TRAINING_KEYS}
     if deepspeed_json.stage(config) < 3:
         config["zero_optimization"] = {"stage": 0}
     engine, _, _, _ = deepspeed.initialize(model=model, config=config)

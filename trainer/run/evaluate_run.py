@@ -23,7 +23,9 @@ from trainer.run.prepare import load_split, prepare_together
 SPLITS = ("dev", "test", "train")
 
 
-def evaluate_run(run_dir: Path, split: str = "dev", step: str = "best", launch: Launch | None = None) -> list[TaskResult]:
+def evaluate_run(
+    run_dir: Path, split: str = "dev", step: str = "best", launch: Launch | None = None
+) -> list[TaskResult]:
     """Evaluate a checkpoint on every task of the run; writes RUN/eval-SPLIT-STEP.json and prints the table.
 
     Args:

@@ -42,9 +42,7 @@ class Plan:
     windows: list[Window]
 
 
-def make_plan(
-    recipe: Recipe, launch: Launch | None = None, windows: int = 2, progress: Progress | None = None
-) -> Plan:
+def make_plan(recipe: Recipe, launch: Launch | None = None, windows: int = 2, progress: Progress | None = None) -> Plan:
     """Check a recipe as `train` does and work out what it will do.
 
     Raises:
@@ -109,7 +107,9 @@ def _print_steps(plan: Plan, console: Console) -> None:
 
 
 def _tasks_table(plan: Plan) -> Table:
-    table = Table("task", "family", "train", "dev", "share of examples", "draws a window", "epochs", "truncated", "padded length")
+    table = Table(
+        "task", "family", "train", "dev", "share of examples", "draws a window", "epochs", "truncated", "padded length"
+    )
     job = plan.job
     for i, (task, train, dev) in enumerate(zip(job.tasks, job.train, job.dev, strict=True)):
         lengths = train.column("length")

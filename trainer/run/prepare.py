@@ -180,7 +180,7 @@ def _facts(recipe: Recipe, tasks: Sequence[TaskSpec], kind: str, config: Any, to
     vocabulary = int(config.vocab_size)
     if len(tokenizer) > vocabulary:
         raise ModelError(
-            f"model.tokenizer: has {len(tokenizer)} tokens, but the model only {vocabulary}; they do not belong together"
+            f"model.tokenizer: {len(tokenizer)} tokens, but the model has {vocabulary}; they do not belong together"
         )
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and recipe.model.max_length > _usable_positions(config):
@@ -216,15 +216,11 @@ def _cached(
     recipe: Recipe, tasks: Sequence[TaskSpec], kind: str, progress: Progress | None
 ) -> dict[tuple[str, str], CachedSplit]:
     requests = [(task, "train") for task in tasks]
-    # Where dev is cut from train, the cut rows are read from a second encoding that keeps what the metric needs.
-    requests += [(_with_dev(task), "dev") for task in tasks]
+    # Where dev is cut from train, `build_cache` encodes train a second time with what the metric needs.
+    requests += [(task, "dev") for task in tasks]
     specs = {task.name: task for task in tasks}
     paths = _build(recipe, requests, kind, progress)
     return {key: CachedSplit(path, specs[key[0]]) for key, path in paths.items()}
-
-
-def _with_dev(task: TaskSpec) -> TaskSpec:
-    return task if task.dev is not None else task.model_copy(update={"dev": task.train})
 
 
 def _build(

@@ -21,9 +21,9 @@ from trainer.errors import ConfigError
 from trainer.metrics.log import MetricsLog
 from trainer.metrics.progress import Progress
 from trainer.run.evaluate import Evaluation, evaluate
-from trainer.run.prepare import Job, prepare_together
 from trainer.run.export import export_run
 from trainer.run.outcome import write_outcome
+from trainer.run.prepare import Job, prepare_together
 from trainer.window import Window
 
 
@@ -97,12 +97,9 @@ def _run(loop: Loop, stop: StopFlag) -> None:
         meter.add(window, totals, time.monotonic() - began)
         _report(loop, meter)
         evaluated = _due(loop.state.step, recipe.evaluation.every, steps) and _evaluate(loop)
-        last = loop.state.step == steps
-        if last or loop.state.finished:
-            loop.state = dataclasses.replace(loop.state, finished=True)
-        if last or stopping or loop.state.finished or _due(loop.state.step, recipe.checkpoint.every, 0):
-            loop.checkpoints.save(session, loop.state)
-        elif evaluated and recipe.checkpoint.keep_best and loop.state.best_step == loop.state.step:
+        loop.state = dataclasses.replace(loop.state, finished=loop.state.finished or loop.state.step == steps)
+        best = evaluated and recipe.checkpoint.keep_best and loop.state.best_step == loop.state.step
+        if best or stopping or loop.state.finished or _due(loop.state.step, recipe.checkpoint.every, 0):
             loop.checkpoints.save(session, loop.state)
         if stopping and not loop.state.finished:
             loop.progress.message(f"stopped after window {loop.state.step}; run the same command to go on")

@@ -24,9 +24,8 @@ def mix(*parts: int | np.uint64 | NDArray[np.integer]) -> U64:
     state: U64 = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
-            word = np.asarray(part)
-            word = word.astype(np.uint64) if word.dtype != object else np.uint64(int(part) % 2**64)  # type: ignore[arg-type]
-            state = (state ^ word) + _GOLDEN
+            word = np.uint64(part % 2**64) if isinstance(part, int) else np.asarray(part).astype(np.uint64)
+            state = np.asarray((state ^ word) + _GOLDEN)
             state = (state ^ (state >> np.uint64(30))) * _M1
             state = (state ^ (state >> np.uint64(27))) * _M2
             state = state ^ (state >> np.uint64(31))

@@ -37,7 +37,7 @@ def example_shares(names: list[str], sizes: NDArray[np.int64], config: SamplingC
             rates = np.ones_like(n)
         case SamplingRule.FIXED:
             rates = _fixed(names, config.rates)
-    return rates / rates.sum()
+    return np.asarray(rates / rates.sum(), np.float64)
 
 
 def _fixed(names: list[str], given: dict[str, float]) -> NDArray[np.float64]:

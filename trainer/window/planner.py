@@ -72,7 +72,8 @@ class Window:
         """[T] weight of one unit of each task: each example of the window counts alike, and inside a task the loss
         is a mean over units. 0 for tasks that are absent."""
         share = self.rows / self.rows.sum()
-        return np.divide(share, self.units, out=np.zeros(len(share)), where=self.units > 0)
+        weights: NDArray[np.float64] = np.divide(share, self.units, out=np.zeros(len(share)), where=self.units > 0)
+        return weights
 
 
 class Planner:
@@ -107,7 +108,7 @@ class Planner:
 
     def expected_draws(self) -> NDArray[np.float64]:
         """[T] expected draws of each task in a window."""
-        return self.tree.probabilities * self.tree.draws
+        return np.asarray(self.tree.probabilities * self.tree.draws)
 
     def epochs_after(self, steps: int) -> NDArray[np.float64]:
         """[T] epochs of each task that `steps` windows go through."""
@@ -128,7 +129,7 @@ class Planner:
 
     def _draw(self, step: int) -> list[MicroBatch]:
         before, counts = self.tree.span(step)
-        drawn = []
+        drawn: list[MicroBatch] = []
         for task in np.flatnonzero(counts):
             for number in range(int(counts[task]) * self.group):
                 rows, epoch = self.parcels[task].get(int(before[task]) * self.group + number)
@@ -180,7 +181,8 @@ def _balanced_cuts(lengths: Indices, counts: Indices, parts: int) -> list[int]:
     """Cut rows sorted by falling length into `parts` non-empty runs with the smallest largest padded size."""
 
     def cut(limit: int) -> list[int]:
-        cuts, width = [], 0
+        cuts: list[int] = []
+        width = 0
         top = int(lengths[0])
         for i, (length, count) in enumerate(zip(lengths.tolist(), counts.tolist(), strict=True)):
             left_rows, left_parts = len(lengths) - i, parts - len(cuts) - 1
