@@ -10,46 +10,13 @@ from typing import Any
 from trainer.config import Recipe, recipe_from
 from trainer.run.tokenizer import train_sentencepiece
 
+# fmt: off
 WORDS = [
-    "the",
-    "a",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "lazy",
-    "dog",
-    "while",
-    "rain",
-    "falls",
-    "on",
-    "green",
-    "hills",
-    "and",
-    "old",
-    "stone",
-    "walls",
-    "where",
-    "small",
-    "birds",
-    "sing",
-    "of",
-    "summer",
-    "winter",
-    "bread",
-    "milk",
-    "honey",
-    "river",
-    "boat",
-    "storm",
-    "light",
-    "dark",
-    "night",
-    "morning",
-    "road",
-    "town",
+    "the", "a", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "while", "rain", "falls", "on", "green",
+    "hills", "and", "old", "stone", "walls", "where", "small", "birds", "sing", "of", "summer", "winter", "bread",
+    "milk", "honey", "river", "boat", "storm", "light", "dark", "night", "morning", "road", "town",
 ]
+# fmt: on
 
 FAMILIES = {
     "encoder": ("topic", "same", "score", "choose", "find", "fill"),

@@ -105,7 +105,7 @@ class Checkpoints:
         ):
             if saved != now:
                 raise RunError(
-                    f"{self.path(step)}: written with {name} {saved}, but this start has {now}; start with {saved} again"
+                    f"{self.path(step)}: saved with {name} {saved}, but this start has {now}; start with {saved} again"
                 )
         loaded, client = session.engine.load_checkpoint(str(self.folder), tag=self.path(step).name)
         if loaded is None or client.get("sett") != asdict(state):

@@ -22,6 +22,9 @@ RECIPE = "recipe.yaml"
 _MAY_CHANGE = ("evaluation", "checkpoint", "early_stopping", "cache", "workers", "output", "name")
 """Sections a started run may change: nothing in them alters the trajectory of the weights."""
 
+_BUT_NOT = ("dev_share", "dev_rows")
+"""Keys of `evaluation` that decide which rows are trained on."""
+
 
 def train(recipe: Recipe, launch: Launch | None = None, progress: Progress | None = None) -> Path:
     """Train a recipe, or go on where its run directory stands.
@@ -116,6 +119,7 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
     for key in _MAY_CHANGE:
         values.pop(key)
     values["training"].pop("log_every")
+    values["evaluation"] = {key: getattr(recipe.evaluation, key) for key in _BUT_NOT}
     return values
 
 

@@ -112,7 +112,8 @@ class Planner:
 
     def epochs_after(self, steps: int) -> NDArray[np.float64]:
         """[T] epochs of each task that `steps` windows go through."""
-        return self.tree.before(steps) * self.group / np.array([len(p) for p in self.parcels])
+        drawn = self.tree.before(steps) * self.group
+        return np.asarray(drawn / np.array([len(p) for p in self.parcels]), np.float64)
 
     def window(self, step: int, world_size: int) -> Window:
         """Plan optimizer step `step` (from 0) for `world_size` ranks."""
