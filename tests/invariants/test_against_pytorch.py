@@ -34,7 +34,8 @@ def check(results: list[dict[str, Any]]) -> None:
             assert max(one["differences"]) < 2e-5, (where, one)
             if "zero0" not in where:  # DeepSpeed does not keep the norm at stage 0
                 assert max(one["norms"]) < 1e-5, (where, one)
-            assert one["absent"], f"{where}: every task was in every window, so nothing was tested"
+            if "row" not in where:  # row windows hold every task
+                assert one["absent"], f"{where}: every task was in every window, so nothing was tested"
 
 
 @pytest.mark.distributed
