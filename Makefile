@@ -2,7 +2,8 @@
 #   make quickstart   train on the embedded tasks, in about five minutes
 #   make test         lint, types, all tests
 
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || echo python3)
+# The first that runs: a version manager's shim can stand for a Python that is not installed.
+PYTHON ?= $(shell for p in python3.12 python3.11; do $$p -c '' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
