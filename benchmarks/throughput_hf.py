@@ -48,6 +48,9 @@ from transformers import (
     set_seed,
 )
 
+from trainer.engine.session import init_distributed
+from trainer.engine.stop import end_rank
+
 Example = dict[str, Any]
 OUTPUTS = {"regression": 1, "multiple_choice": 1, "span": 2}
 MEGABATCH = 50  # batches sorted by length at a time: the factor of transformers' LengthGroupedSampler
@@ -229,8 +232,7 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Train in this process (one rank of several) and return the counts of all ranks."""
     cpu = not torch.cuda.is_available()
-    backend = "gloo" if cpu else "nccl"
-    deepspeed.init_distributed(dist_backend=backend)  # on a CPU Trainer leaves this to zero.Init, which needs it before
+    init_distributed()  # on a CPU Trainer leaves this to zero.Init, which needs it before
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(
             output_dir=scratch,
@@ -241,7 +243,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             learning_rate=options.lr,
             seed=options.seed,
             use_cpu=cpu,
-            ddp_backend=backend,
+            ddp_backend="gloo" if cpu else "nccl",
             bf16=options.bf16,
             dataloader_pin_memory=not cpu,
             report_to="none",
@@ -301,3 +303,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end_rank()

@@ -22,6 +22,7 @@ from trainer.config import recipe_from
 from trainer.engine.schedule import lr_factor
 from trainer.engine.session import init_distributed, start
 from trainer.engine.step import run_window
+from trainer.engine.stop import end_rank
 from trainer.run.prepare import prepare_together
 
 
@@ -85,3 +86,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end_rank()

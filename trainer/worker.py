@@ -12,6 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from trainer.engine.stop import end_rank
 from trainer.errors import SettError
 
 
@@ -25,6 +26,7 @@ def main() -> None:
         )
         sys.exit(2)
     _quieten()
+    code = 0
     try:
         if arguments[0] == "eval":
             from trainer.run.evaluate_run import evaluate_on_this_rank
@@ -38,7 +40,8 @@ def main() -> None:
     except SettError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"sett: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    end_rank(code)
 
 
 def _quieten() -> None:

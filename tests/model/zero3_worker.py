@@ -17,6 +17,8 @@ from tiny_models import TASKS, Batch, MultiTaskModel, batch_of, minilm, tiny_rec
 from transformers.integrations import HfDeepSpeedConfig
 
 from trainer.config.schema import OptimizerConfig, Recipe
+from trainer.engine.session import init_distributed
+from trainer.engine.stop import end_rank
 from trainer.model.backbone import model_kind
 from trainer.model.multitask import build_model
 from trainer.tasks.spec import Family
@@ -83,7 +85,7 @@ def facts(name: str, tokenizer: Path, checkpoint: Path) -> dict[str, Any]:
 
 
 def main(names: list[str], tokenizer: Path, out: Path) -> None:
-    deepspeed.init_distributed("gloo", verbose=False)
+    init_distributed()
     found = {name: facts(name, tokenizer, out.parent / name) for name in names}
     if dist.get_rank() == 0:
         torch.save(found, out)
@@ -91,3 +93,4 @@ def main(names: list[str], tokenizer: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1].split(","), Path(sys.argv[2]), Path(sys.argv[3]))
+    end_rank()

@@ -114,8 +114,22 @@ def init_distributed() -> tuple[int, int, torch.device]:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    deepspeed.init_distributed(timeout=TIMEOUT, verbose=False)
+    if not dist.is_initialized():
+        deepspeed.init_distributed(timeout=TIMEOUT, verbose=False)
+        if device.type == "cpu":
+            _unlink_shared_memory()
     return dist.get_rank(), dist.get_world_size(), device
+
+
+def _unlink_shared_memory() -> None:
+    """Leave nothing of DeepSpeed's CPU all-reduce in /dev/shm, however the rank ends.
+
+    It maps 66 MiB a rank under a name with the port in it and never unlinks it, so every run would keep that much of
+    the machine's memory until reboot, and the next one on the same port could open it. Mapped memory outlives its name.
+    """
+    dist.barrier()  # until every rank has mapped every other's
+    place = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{dist.get_rank()}"
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}").unlink(missing_ok=True)
 
 
 def start(

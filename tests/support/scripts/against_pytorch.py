@@ -19,6 +19,7 @@ from trainer.config import recipe_from
 from trainer.engine.schedule import lr_factor
 from trainer.engine.session import Session, init_distributed, start
 from trainer.engine.step import run_window
+from trainer.engine.stop import end_rank
 from trainer.model.multitask import MultiTaskModel, build_model
 from trainer.run.prepare import Job, prepare_together
 from trainer.window import Window
@@ -90,3 +91,4 @@ if __name__ == "__main__":
     out, steps, *recipes = arguments
     results = {path: compare(json.loads(Path(path).read_text()), int(steps)) for path in recipes}
     Path(out, f"rank-{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
+    end_rank()
