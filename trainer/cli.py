@@ -14,7 +14,7 @@ import typer
 from trainer.errors import SettError
 
 if TYPE_CHECKING:
-    from trainer.cache.progress import Tokenising
+    from trainer.cache.progress import RowsBar
     from trainer.engine.launch import Launch
     from trainer.tasks.spec import TaskSpec
 
@@ -88,7 +88,7 @@ def train_command(
     from trainer.run.outcome import print_outcome
 
     checked = load_recipe(recipe, overrides or ())
-    with _tokenising() as progress:
+    with _bar("tokenising") as progress:
         run_dir = train(checked, _launch(num_gpus, hostfile, include, exclude, master_port), progress)
     print_outcome(run_dir)
 
@@ -142,7 +142,7 @@ def plan_command(
     from trainer.run.plan import print_plan
 
     checked = load_recipe(recipe, overrides or ())
-    with _tokenising() as progress:
+    with _bar("tokenising") as progress:
         print_plan(checked, _launch(num_gpus, hostfile, include, exclude, None), windows, progress)
 
 
@@ -176,7 +176,8 @@ def tasks_check(
 
     from trainer.tasks.check import check_tasks
 
-    report = check_tasks(_load_tasks(paths), limit)
+    with _bar("reading") as progress:
+        report = check_tasks(_load_tasks(paths), limit, progress)
     report.render(Console())
     if not report.ok:
         raise typer.Exit(3)
@@ -217,10 +218,10 @@ def _load_tasks(paths: list[str]) -> list[TaskSpec]:
     return load_tasks(paths)
 
 
-def _tokenising() -> Tokenising:
-    from trainer.cache.progress import Tokenising
+def _bar(verb: str) -> RowsBar:
+    from trainer.cache.progress import RowsBar
 
-    return Tokenising()
+    return RowsBar(verb)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ raised before anything expensive starts. Anything that is not a `SettError` is a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SettError(Exception):
@@ -44,3 +44,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest of `valid`, or an empty string when nothing is close."""
     match = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return f" (did you mean '{match[0]}'?)" if match else ""
+
+
+def shortened(names: Sequence[str], most: int = 4) -> str:
+    """`a, b, c, d and 17 more`."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -44,6 +44,15 @@ def test_a_pipe_gets_plain_lines():
     assert result.stderr == ""
 
 
+def test_a_long_evaluation_says_so_now_and_then(capsys):
+    clock = Clock()
+    progress = Progress(10, clock=clock)
+    for batch in range(8):
+        clock.now = 12.0 * batch
+        progress.evaluating(batch, 8)
+    assert capsys.readouterr().out.splitlines() == ["evaluating, batch 3 of 8", "evaluating, batch 6 of 8"]
+
+
 def test_a_terminal_gets_a_bar():
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "PYTHONPATH": str(ROOT)}

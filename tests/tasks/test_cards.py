@@ -79,6 +79,14 @@ def test_entries_that_name_nothing(tmp_path: Path, entry: str, message: str) -> 
         load_tasks([entry], base=tmp_path)
 
 
+def test_excluding_a_family(tmp_path: Path) -> None:
+    make(tmp_path / "one")
+    make(tmp_path / "two", family="seq2seq", labels=None)
+    assert names(load_tasks(["*"], exclude=["family:seq2seq"], base=tmp_path)) == ["one"]
+    with pytest.raises(ConfigError, match=r"did you mean 'family:seq2seq'"):
+        load_tasks(["*"], exclude=["family:seq2sq"], base=tmp_path)
+
+
 def test_excludes_that_match_nothing_or_everything(tmp_path: Path) -> None:
     make(tmp_path / "one")
     with pytest.raises(ConfigError, match=r"exclude: 'onne' matches no task \(did you mean 'one'\?\)"):

@@ -1,6 +1,6 @@
-"""What the user sees while rows are tokenised.
+"""What the user sees while rows are read, tokenised or evaluated.
 
-Owns: `Tokenising`, a bar on a terminal and nothing elsewhere (the logs of ranks have no use for it).
+Owns: `RowsBar`, a bar on a terminal and nothing elsewhere (the logs of ranks have no use for it).
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class Tokenising:
-    """Context manager; call it with (text, done, total). It appears with the first call, so a warm cache shows none."""
+class RowsBar:
+    """Context manager; call it with (text, done, total). It appears with the first call, so a warm cache shows none.
 
-    def __init__(self) -> None:
+    Args:
+        verb: what is being done to the rows.
+    """
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
         self._bar: Progress | None = None
 
-    def __enter__(self) -> Tokenising:
+    def __enter__(self) -> RowsBar:
         return self
 
     def __call__(self, text: str, done: int, total: int) -> None:
         if self._bar is None:
             if not (console := Console()).is_terminal:
                 return
-            columns = (TextColumn("tokenising {task.description}"), BarColumn(), TimeRemainingColumn())
+            columns = (TextColumn(f"{self.verb} {{task.description}}"), BarColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=console, transient=True)
             self._bar.start()
             self._task = self._bar.add_task(text, total=total)

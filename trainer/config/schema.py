@@ -213,7 +213,7 @@ class Recipe(Section):
     tasks: Annotated[list[str | TaskSpec], Field(min_length=1)]
     """Task folders with a task.json, globs of such folders, or declarations written out."""
     exclude: list[str] = Field(default_factory=list)
-    """Names (or globs) of tasks to leave out."""
+    """Tasks to leave out: names, globs of names, or `family:NAME`."""
     sampling: SamplingConfig = SamplingConfig()
     window: WindowConfig = WindowConfig()
     heads: HeadsConfig = HeadsConfig()

@@ -41,8 +41,7 @@ REFUSED: dict[str, str] = {
     "hybrid_engine": "it is for RLHF generation; evaluation decodes through the training engine",
     "data_efficiency": "which rows are drawn is planned by the recipe's sampling and window sections",
     "curriculum_learning": "which rows are drawn is planned by the recipe's sampling and window sections",
-    "elasticity": "the batch is the recipe's window at every world size; resume on another number of ranks instead "
-    "(universal checkpoints)",
+    "elasticity": "the batch is the recipe's window at every world size; a run keeps its number of ranks",
     "compile": "DeepCompile reduces gradients on its own path, which excludes the window's accumulation",
     "autotuning": "the autotuner ends the process after profiling",
     "amp": "Apex AMP is gone; use bf16 or fp16",
@@ -197,8 +196,8 @@ def check_zero(zero: dict[str, Any], source: str) -> None:
         )
     if zero.get("elastic_checkpoint"):
         raise ConfigError(
-            f"{where}.elastic_checkpoint: ignored at stage 3 and not needed: universal checkpoints resume on another "
-            "number of ranks at every stage. Remove it."
+            f"{where}.elastic_checkpoint: ignored at stage 3; a run resumes on the number of ranks it started with. "
+            "Remove it."
         )
 
 

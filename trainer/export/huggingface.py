@@ -29,7 +29,7 @@ from trainer.errors import ModelError, RunError, nearest
 from trainer.export.card import model_card
 from trainer.model.backbone import LM_CLASSES, load_config, load_tokenizer, resolve_path
 from trainer.model.multitask import MultiTaskModel, skeleton
-from trainer.model.source import quiet
+from trainer.model.source import Kind, quiet
 from trainer.model.stock import STOCK, Stock, stock_of
 from trainer.tasks.spec import Family, TaskSpec
 
@@ -71,7 +71,7 @@ def export_task(
     config = load_config(recipe.model)
     model = skeleton(recipe, tasks)
     stock = stock_of(config, model.backbone.kind)
-    auto = _auto_class(spec, config, model, stock)
+    auto = auto_class(spec, config, model.backbone.kind)
     _describe(config, spec)
     exported = _lay_out(auto, config, model)
     names = _names(exported, model, stock, spec)
@@ -97,11 +97,16 @@ def _find(tasks: Sequence[TaskSpec], task: str | None) -> TaskSpec | None:
     return specs[task]
 
 
-def _auto_class(spec: TaskSpec | None, config: Any, model: MultiTaskModel, stock: Stock) -> Any:
+def auto_class(spec: TaskSpec | None, config: Any, kind: Kind) -> Any:
+    """The `AutoModel...` class a task's export is for; `AutoModel` for the backbone alone.
+
+    Raises:
+        ModelError: transformers has no class that computes what is trained.
+    """
     if spec is None:
         return AutoModel
-    auto = _CLASSES.get(spec.family, LM_CLASSES[model.backbone.kind])
-    exact = spec.family not in _CLASSES or model.backbone.kind == "decoder" or config.model_type in STOCK
+    auto = _CLASSES.get(spec.family, LM_CLASSES[kind])
+    exact = spec.family not in _CLASSES or kind == "decoder" or config.model_type in STOCK
     if type(config) in auto._model_mapping and exact:
         return auto
     others = {family: cls for family, cls in _CLASSES.items() if exact and type(config) in cls._model_mapping}

@@ -15,6 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+_QUIET_SECONDS = 30.0
+"""Plain lines of an evaluation are at least this far apart."""
+
 
 class Progress:
     """Progress of steps `start`..`total`; a context manager.
@@ -42,6 +45,7 @@ class Progress:
         self._began = clock()
         # The first step pays for compilation and allocation, so the rate is measured from its end.
         self._first: tuple[int, float] | None = None
+        self._last_line = self._began
         self._bar = _make_bar() if enabled and _is_terminal() else None
         if self._bar is not None:
             self._task = self._bar.add_task("train", total=total, completed=start, numbers="starting", times="")
@@ -73,6 +77,19 @@ class Progress:
             width = len(str(self._total))
             numbers = f"loss {loss:7.4f}  {tokens_per_second:7,.0f} tokens/s  padding {100 * padding:4.1f} %"
             print(f"step {step:{width}}/{self._total}  {numbers}  elapsed {elapsed:>7}  left {left:>7}", flush=True)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Report the batches of an evaluation, of this rank; the first plain line comes when it turns out long."""
+        if not self._enabled:
+            return
+        if done == 0:
+            self._last_line = self._clock()
+        text = f"evaluating, batch {done} of {total}"
+        if self._bar is not None:
+            self._bar.update(self._task, numbers=text)
+        elif self._clock() - self._last_line >= _QUIET_SECONDS:
+            self._last_line = self._clock()
+            print(text, flush=True)
 
     def message(self, text: str) -> None:
         """Print a line of its own; a bar stays below it."""

@@ -33,7 +33,7 @@ SHORT_FAMILY = {
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task's primary metric on its dev rows; None where a number was not measured or does not exist."""
+    """A task's primary metric on its `rows` dev rows; None where a number was not measured or does not exist."""
 
     task: str
     family: str
@@ -42,6 +42,7 @@ class TaskResult:
     majority: float | None
     before: float | None
     after: float | None
+    train_rows: int | None = None
 
     @property
     def change(self) -> float | None:

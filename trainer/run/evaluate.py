@@ -7,7 +7,7 @@ means is `trainer.metrics.scores`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,15 +80,22 @@ def primary_metric(task: TaskSpec, generate: bool) -> str:
     return "perplexity" if task.family is Family.SEQ2SEQ and not generate else task.primary_metric
 
 
-def evaluate(session: Session, job: Job, splits: Sequence[SplitView]) -> Evaluation:
-    """Evaluate all tasks on `splits`. Every rank must call it, and every rank gets the result."""
+def evaluate(
+    session: Session, job: Job, splits: Sequence[SplitView], progress: Callable[[int, int], None] = lambda *_: None
+) -> Evaluation:
+    """Evaluate all tasks on `splits`. Every rank must call it, and every rank gets the result.
+
+    `progress` is called before each of this rank's batches, with its number and how many there are.
+    """
     config = job.recipe.evaluation
     budget = config.tokens or 2 * job.recipe.window.tokens
     collator = job.collator(splits)
     found: dict[int, list[_Found]] = defaultdict(list)
+    dealt = _deal(_batches(splits, budget), session)
     session.engine.eval()
     with torch.no_grad():
-        for (task, rows), counts in _deal(_batches(splits, budget), session):
+        for number, ((task, rows), counts) in enumerate(dealt):
+            progress(number, len(dealt))
             batch = _collate(collator, task, rows)
             output = session.engine(batch.to(session.device))
             texts = None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trainer.cache.progress import RowsBar
 from trainer.engine.checkpoint import Checkpoints, load_weights
 from trainer.engine.launch import Launch, run_ranks
 from trainer.engine.session import init_distributed, start
@@ -62,7 +63,9 @@ def evaluate_on_this_rank(run_dir: Path, split: str, step: int) -> None:
     splits = load_split(job, split)
     weights = load_weights(Checkpoints(run_dir, 1, True).path(step))
     session = start(recipe, job.tasks, None, job.random_weights, weights)
-    evaluation = evaluate(session, job, splits)
+    with RowsBar("evaluating") as bar:
+        shown = (lambda done, total: bar("batches", done, total)) if session.is_first else (lambda *_: None)
+        evaluation = evaluate(session, job, splits, shown)
     if session.is_first:
         before: dict[str, float] = {}
         if split == "dev" and (run_dir / "results.json").is_file():

@@ -6,6 +6,7 @@ the recipe a started run accepts.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from trainer.engine.checkpoint import Checkpoints, newest
 from trainer.engine.deepspeed_json import resolve
 from trainer.engine.launch import Launch, run_ranks
 from trainer.errors import ConfigError, RunError
+from trainer.metrics.log import FILE_NAME
 from trainer.run.prepare import Progress, prepare
 
-RECIPE = "recipe.yaml"
+RECIPE, TENSORBOARD = "recipe.yaml", "tensorboard"
 
 _MAY_CHANGE = ("evaluation", "checkpoint", "early_stopping", "cache", "workers", "output", "name")
 """Sections a started run may change: nothing in them alters the trajectory of the weights."""
@@ -44,11 +46,12 @@ def train(recipe: Recipe, launch: Launch | None = None, progress: Progress | Non
     """
     launch = launch or Launch()
     world_size = launch.world_size()
-    open_run(recipe)
+    check_run(recipe)
     job = prepare(recipe, progress)
     resolve(recipe, world_size, hidden_size=job.hidden_size, device=_device())
     if job.by_step:
         job.planner(recipe.window.group or world_size)
+    open_run(recipe)
     run_dir = recipe.run_dir
     if not is_finished(run_dir):
         run_ranks(launch, [str(run_dir / RECIPE)])
@@ -67,8 +70,8 @@ def run_on_this_rank(path: str, overrides: Sequence[str]) -> None:
     train_rank(recipe, recipe.run_dir)
 
 
-def open_run(recipe: Recipe) -> None:
-    """Create the run directory, or check that it belongs to this recipe.
+def check_run(recipe: Recipe) -> None:
+    """Check that the run directory, if there is one, belongs to this recipe. Until the first checkpoint it may change.
 
     Raises:
         ConfigError: the directory holds a run of a recipe that differs where it matters.
@@ -77,16 +80,30 @@ def open_run(recipe: Recipe) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"output: {run_dir} is a file, not a directory")
     path = run_dir / RECIPE
-    if path.exists():
+    if path.exists() and newest(run_dir) is not None:
         started = load_recipe(path)
         if difference := _difference(_fixed(started), _fixed(recipe)):
             raise ConfigError(
                 f"{run_dir}: holds a run with another recipe ({difference}). Give this one another name "
                 "(name=...), or delete the directory to start anew"
             )
+
+
+def open_run(recipe: Recipe) -> None:
+    """Create the run directory, or take over one that `check_run` accepts.
+
+    Raises:
+        ConfigError: see `check_run`.
+        RunError: the directory cannot be written.
+    """
+    check_run(recipe)
+    run_dir = recipe.run_dir
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        save_recipe(recipe, path)
+        if newest(run_dir) is None:  # logs of a start that came to nothing would be repeated
+            (run_dir / FILE_NAME).unlink(missing_ok=True)
+            shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)
+        save_recipe(recipe, run_dir / RECIPE)
     except OSError as error:
         raise RunError(f"output: cannot write to {run_dir}: {error.strerror}") from error
 

@@ -74,7 +74,16 @@ def task_results(
             labels = np.asarray(train.column("label")).tolist()
         baseline = majority(metric, task, labels, references_of(task, split))
         results.append(
-            TaskResult(task.name, task.family.value, metric, len(split), baseline, before.get(key), after.get(key))
+            TaskResult(
+                task=task.name,
+                family=task.family.value,
+                metric=metric,
+                train_rows=len(train),
+                rows=len(split),
+                majority=baseline,
+                before=before.get(key),
+                after=after.get(key),
+            )
         )
     return results
 

@@ -23,7 +23,9 @@ from trainer.cache.build import EncodeOptions, build_cache
 from trainer.cache.store import CachedSplit
 from trainer.cache.views import SplitView, cut_dev, limit
 from trainer.config.schema import Heterogeneity, Recipe
-from trainer.errors import ConfigError, ModelError, SettError, nearest
+from trainer.errors import ConfigError, ModelError, SettError, nearest, shortened
+from trainer.export.huggingface import auto_class
+from trainer.metrics.scores import check_metric
 from trainer.model.backbone import load_config, load_tokenizer, materialise_random, model_kind, resolve_path
 from trainer.model.heads import HeadTable
 from trainer.tasks.cards import load_tasks
@@ -108,9 +110,14 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Job:
     """
     tasks = load_tasks(recipe.tasks, recipe.exclude)
     _check_names(recipe, tasks)
+    for task in tasks:
+        check_metric(task)
     kind = model_kind(recipe.model)
     _check_families(tasks, kind)
     config = load_config(recipe.model)
+    for task in tasks:
+        if task.name in recipe.checkpoint.export:
+            auto_class(task, config, kind)
     tokenizer = load_tokenizer(recipe.model)
     facts = _facts(recipe, tasks, kind, config, tokenizer)
     splits = _cached(recipe, tasks, kind, progress)
@@ -162,17 +169,21 @@ def _check_names(recipe: Recipe, tasks: Sequence[TaskSpec]) -> None:
     for name in recipe.loss.weights:
         if name not in names:
             raise ConfigError(f"loss.weights.{name}: no task of that name{nearest(name, names)}")
+    known = ["backbone", *names]
+    for name in recipe.checkpoint.export:
+        if name not in known:
+            raise ConfigError(f"checkpoint.export: no task named '{name}'{nearest(name, known)}")
     watch = recipe.early_stopping.watch
     if watch != "mean" and watch not in names:
         raise ConfigError(f"early_stopping.watch: no task named '{watch}'{nearest(watch, [*names, 'mean'])}")
 
 
 def _check_families(tasks: Sequence[TaskSpec], kind: str) -> None:
-    for task in tasks:
-        if reason := _IMPOSSIBLE[kind].get(task.family):
+    for family, reason in _IMPOSSIBLE[kind].items():
+        if names := [task.name for task in tasks if task.family is family]:
             raise ConfigError(
-                f"task '{task.name}': family {task.family.value} cannot be trained on this {kind}: {reason}. "
-                f"Leave it out (exclude: [{task.name}]) or use another model"
+                f"family {family.value} ({shortened(names)}) cannot be trained on this {kind}: {reason}. "
+                f"Leave it out (exclude: ['family:{family.value}']) or use another model"
             )
 
 

@@ -112,7 +112,7 @@ def _due(step: int, every: int, last: int) -> bool:
 
 def _evaluate(loop: Loop, when: str = "") -> bool:
     """Evaluate, log, and note in the state whether this is the best so far."""
-    evaluation = evaluate(loop.session, loop.job, loop.job.dev)
+    evaluation = evaluate(loop.session, loop.job, loop.job.dev, loop.progress.evaluating)
     step = loop.state.step
     if loop.log is not None:
         loop.log.write(step, evaluation.flat())

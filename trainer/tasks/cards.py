@@ -33,10 +33,10 @@ _FILE_STEMS = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test
 def load_tasks(
     entries: Sequence[str | TaskSpec], exclude: Sequence[str] = (), base: Path = Path(".")
 ) -> list[TaskSpec]:
-    """The tasks that `entries` name, in their order, without those matching `exclude` (names or globs of names).
+    """The tasks that `entries` name, in their order, without those matching `exclude`.
 
-    An entry is a task folder, a folder of task folders, a glob of either, or a declaration. Paths are relative to
-    `base`; the sources of the tasks that come back are absolute.
+    An entry is a task folder, a folder of task folders, a glob of either, or a declaration; an exclusion is a name, a
+    glob of names, or `family:NAME`. Paths are relative to `base`; the sources of the tasks that come back are absolute.
     """
     found: dict[str, tuple[TaskSpec, str]] = {}
     for number, entry in enumerate(entries):
@@ -48,10 +48,11 @@ def load_tasks(
                 )
             found[spec.name] = (spec, where)
     left_out: set[str] = set()
+    families = {name: f"family:{spec.family.value}" for name, (spec, _) in found.items()}
     for pattern in exclude:
-        matched = {name for name in found if fnmatchcase(name, pattern)}
+        matched = {name for name, family in families.items() if fnmatchcase(name, pattern) or family == pattern}
         if not matched:
-            raise ConfigError(f"exclude: '{pattern}' matches no task{nearest(pattern, found)}")
+            raise ConfigError(f"exclude: '{pattern}' matches no task{nearest(pattern, [*found, *families.values()])}")
         left_out |= matched
     if len(left_out) == len(found):
         raise ConfigError("exclude: leaves no task" if found else "tasks: the list is empty")

@@ -202,9 +202,10 @@ def _regression(fields: _Fields) -> Row:
         score = None
     if score is None or not math.isfinite(score):
         raise BadRow(f"score must be a finite number, not {_show(value)}")
-    span = fields.spec.score_range
-    if span is not None and not span[0] <= score <= span[1]:
-        raise BadRow(f"score {score:g} is outside score_range [{span[0]:g}, {span[1]:g}]")
+    low, high = fields.spec.score_range or (0.0, 1.0)
+    if not low <= score <= high:
+        remedy = "" if fields.spec.score_range else "; give the task its score_range: [low, high]"
+        raise BadRow(f"score {score:g} is outside [{low:g}, {high:g}]{remedy}")
     return {"text_a": fields.text("text_a"), "text_b": fields.text("text_b", default="", empty=True), "score": score}
 
 
