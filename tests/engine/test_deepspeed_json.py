@@ -1,39 +1,33 @@
 """The DeepSpeed JSON: filling, conflicts, unknown keys, and every shipped file that a CPU can run, run for real.
 
-Started by the `deepspeed` launcher this file is the worker of those runs: it trains a small module for three windows
-under each JSON and leaves the weights for the test to compare with plain PyTorch in one process.
+Those runs train a small module for three windows under each JSON; the weights are compared with plain PyTorch in one
+process.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder
-from torch import Tensor, nn
+from support.ranks import run_ranks
+from support.scripts.shipped_jsons import plain_pytorch
+from torch import Tensor
 
 from trainer.config.schema import Recipe
 from trainer.engine.deepspeed_json import optimizer_settings, precision, resolve, shipped, stage
-from trainer.engine.session import init_distributed
-from trainer.engine.stop import end_rank
 from trainer.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["cpu", "zero1", "zero2", "zero3", "zero3-offload-cpu", "zero3-offload-nvme", "zeropp"]
 RUNS: dict[str, str | dict[str, Any]] = {
     "zero0": {"zero_optimization": {"stage": 0}},
     **{name: name for name in ("cpu", "zero1", "zero2", "zero3")},
 }
-WINDOWS, MICRO_BATCHES, ROWS = 3, 8, 5
 
 
 def recipe(deepspeed: str | dict[str, Any], **sections: Any) -> Recipe:
@@ -242,7 +236,7 @@ def test_unknown_keys_are_named_with_the_nearest(given: dict[str, Any], path: st
     [
         ({"pipeline": {"stages": 2}}, "pipeline"),
         ({"scheduler": {"type": "WarmupLR"}}, "optimizer.schedule"),
-        ({"elasticity": {"enabled": True}}, "universal checkpoint"),
+        ({"elasticity": {"enabled": True}}, "keeps its number of ranks"),
         ({"data_efficiency": {"enabled": True}}, "sampling"),
         ({"curriculum_learning": {"enabled": True}}, "sampling"),
         ({"compile": {"deepcompile": True}}, "DeepCompile"),
@@ -331,84 +325,18 @@ def test_an_unknown_name_lists_what_there_is() -> None:
 # --- every shipped file that a CPU can run, on two real ranks ------------------------------------------------------
 
 
-class Tiny(nn.Module):
-    """Two layers and a mean over the window's rows; the loss is computed inside `forward`, as in Sett."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(3)
-        self.body, self.head = nn.Linear(6, 12), nn.Linear(12, 4)
-        for parameter in self.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        scores = self.head(torch.tanh(self.body(x)))
-        return nn.functional.cross_entropy(scores.float(), y, reduction="sum") / (MICRO_BATCHES * ROWS)
-
-
-def micro_batch(window: int, index: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(100 * window + index)
-    return torch.randn(ROWS, 6, generator=generator), torch.randint(4, (ROWS,), generator=generator)
-
-
-def run_recipe(deepspeed: str | dict[str, Any]) -> Recipe:
-    # The clip is small enough to bind and the decay large enough to show.
-    optimizer = {"lr": 1e-2, "weight_decay": 0.1, "clip": 0.2}
-    return recipe(deepspeed, optimizer=optimizer, window={"micro_batches": MICRO_BATCHES})
-
-
-def plain_pytorch() -> dict[str, Tensor]:
-    model, settings = Tiny(), run_recipe({}).optimizer
-    adamw = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
-    optimizer = torch.optim.AdamW(model.parameters(), **adamw)
-    for window in range(WINDOWS):
-        for index in range(MICRO_BATCHES):
-            model(*micro_batch(window, index)).backward()
-        assert nn.utils.clip_grad_norm_(model.parameters(), settings.clip) > settings.clip
-        optimizer.step()
-        optimizer.zero_grad()
-    return {name: p.detach() for name, p in model.named_parameters()}
-
-
-def train_with_deepspeed(deepspeed: str | dict[str, Any]) -> dict[str, Tensor]:
-    import deepspeed as ds
-
-    rank, world_size = ds.comm.get_rank(), ds.comm.get_world_size()
-    settings = run_recipe(deepspeed)
-    model = Tiny()
-    config = resolve(settings, world_size, hidden_size=12, device="cpu")
-    engine, *_ = ds.initialize(model=model, model_parameters=model.parameters(), config=config)
-    for window in range(WINDOWS):
-        for step in range(config["gradient_accumulation_steps"]):
-            loss = engine(*micro_batch(window, step * world_size + rank))
-            # DeepSpeed averages over the ranks; the window's loss is a sum over them.
-            engine.backward(loss * world_size, scale_wrt_gas=False)
-        engine.step()
-    with ds.zero.GatheredParameters(list(model.parameters()), enabled=stage(config) == 3):
-        return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def launch(names: list[str], folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Train under each named JSON in one start of the real launcher; the weights rank 0 ended with."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for ninja, which builds CPU Adam
-    environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(port)]
-    command = [*launcher, __file__, str(folder), *names]
-    done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    # DeepSpeed's own all-reduce on CPU leaves 66 MiB a rank under this name when nobody unlinks it.
-    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
-    return {name: torch.load(folder / f"{name}.pt") for name in names}
+def train(names: list[str], folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Train under each named JSON in one start of the real launcher; the weights every rank ended with."""
+    jsons = {name: RUNS.get(name, name) for name in names}
+    first, second = run_ranks("shipped_jsons.py", 2, folder, json.dumps(jsons))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert first.keys() == jsons.keys()
+    return first
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
-    return launch(list(RUNS), tmp_path_factory.mktemp("runs"))
+    return train(list(RUNS), tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.distributed
@@ -420,21 +348,5 @@ def test_two_ranks_equal_plain_pytorch(weights: dict[str, dict[str, Tensor]], na
 @pytest.mark.distributed
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed's CPU Adam is compiled by g++, which is missing")
 def test_two_ranks_with_offload_equal_plain_pytorch(tmp_path: Path) -> None:
-    trained = launch(["zero3-offload-cpu"], tmp_path)["zero3-offload-cpu"]
+    trained = train(["zero3-offload-cpu"], tmp_path)["zero3-offload-cpu"]
     torch.testing.assert_close(trained, plain_pytorch(), rtol=1e-5, atol=1e-6)
-
-
-def worker(folder: Path, names: list[str]) -> None:
-    import deepspeed as ds
-
-    init_distributed()
-    for name in names:
-        trained = train_with_deepspeed(RUNS.get(name, name))
-        if ds.comm.get_rank() == 0:
-            torch.save(trained, folder / f"{name}.pt")
-
-
-if __name__ == "__main__":
-    positional = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
-    worker(Path(positional[0]), positional[1:])
-    end_rank()

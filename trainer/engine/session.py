@@ -6,7 +6,9 @@ ZeRO that training must not forget (who scales gradients, and stale partitions).
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +117,8 @@ def init_distributed() -> tuple[int, int, torch.device]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        deepspeed.init_distributed(timeout=TIMEOUT, verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # each rank prints that its CPU all-reduce is built
+            deepspeed.init_distributed(timeout=TIMEOUT, verbose=False)
         if device.type == "cpu":
             _unlink_shared_memory()
     return dist.get_rank(), dist.get_world_size(), device

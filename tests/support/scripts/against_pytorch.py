@@ -1,25 +1,25 @@
-"""Train tiny models under DeepSpeed and, on every rank, in plain PyTorch on all ranks' micro-batches; write the
-largest difference between their weights after each window.
+"""Train tiny models under DeepSpeed and, on every rank, in plain PyTorch on all ranks' micro-batches; the result is
+the largest difference between their weights after each window.
 
-    deepspeed --num_gpus 2 against_pytorch.py OUT STEPS RECIPE.json [RECIPE.json ...]
+    deepspeed --num_gpus 2 --no_local_rank against_pytorch.py STEPS RECIPE.json [RECIPE.json ...]
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
+from support.ranks import rank_main
 
 from trainer.config import recipe_from
 from trainer.engine.schedule import lr_factor
-from trainer.engine.session import Session, init_distributed, start
+from trainer.engine.session import Session, start
 from trainer.engine.step import run_window
-from trainer.engine.stop import end_rank
 from trainer.model.multitask import MultiTaskModel, build_model
 from trainer.run.prepare import Job, prepare_together
 from trainer.window import Window
@@ -52,7 +52,7 @@ def full(session: Session, name: str, parameter: torch.nn.Parameter) -> torch.Te
 
 def compare(values: dict[str, Any], steps: int) -> dict[str, Any]:
     recipe = recipe_from(values)
-    rank, world_size, _ = init_distributed()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     job = prepare_together(recipe, rank)
     torch.manual_seed(0)
     reference = copy.deepcopy(build_model(recipe, job.tasks, job.random_weights))
@@ -64,7 +64,7 @@ def compare(values: dict[str, Any], steps: int) -> dict[str, Any]:
     session = start(recipe, job.tasks, None, job.random_weights)
     planner = job.planner(world_size if job.by_step else 1)
     collator = job.collator(job.train)
-    theirs = dict(reference.named_parameters())
+    theirs = {name: p.detach() for name, p in reference.named_parameters()}
     differences, absent, norms = [], set(), []
     for step in range(steps):
         window = planner.window(step, world_size)
@@ -86,9 +86,9 @@ def _first(window: Window) -> tuple[Any, Any, Any]:
     return micro.tasks, micro.rows, micro.epochs
 
 
+def work(steps: str, *recipes: str) -> dict[str, Any]:
+    return {path: compare(json.loads(Path(path).read_text()), int(steps)) for path in recipes}
+
+
 if __name__ == "__main__":
-    arguments = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
-    out, steps, *recipes = arguments
-    results = {path: compare(json.loads(Path(path).read_text()), int(steps)) for path in recipes}
-    Path(out, f"rank-{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
-    end_rank()
+    rank_main(work)

@@ -1,24 +1,23 @@
-"""Run by `deepspeed` with two processes: ZeRO-3 gradients of batches of different families, written to a file.
+"""ZeRO-3 gradients of two ranks' batches of different families, and a sharded checkpoint of each model.
 
-Arguments: models (`minilm` or architectures of `tiny_models`) joined by commas, a tokenizer folder, the file.
+    deepspeed --num_gpus 2 --no_local_rank zero3_gradients.py TOKENIZER CHECKPOINTS MODEL [MODEL ...]
+
+A model is `minilm` or an architecture of `tiny_models`.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import deepspeed
-import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
+from support.ranks import rank_main
 from tiny_models import TASKS, Batch, MultiTaskModel, batch_of, minilm, tiny_recipe
 from transformers.integrations import HfDeepSpeedConfig
 
 from trainer.config.schema import OptimizerConfig, Recipe
-from trainer.engine.session import init_distributed
-from trainer.engine.stop import end_rank
 from trainer.model.backbone import model_kind
 from trainer.model.multitask import build_model
 from trainer.tasks.spec import Family
@@ -73,24 +72,18 @@ def facts(name: str, tokenizer: Path, checkpoint: Path) -> dict[str, Any]:
         grads.append({n: safe_get_full_grad(p) for n, p in model.named_parameters()})
         engine.optimizer.zero_grad()
         losses.append(loss.item())
-    gathered: list[Any] = [None, None]
-    dist.all_gather_object(gathered, losses)
     generated = None
     if model.backbone.kind != "encoder":
         engine.eval()
         generated = model.generate(mine[0].input_ids, mine[0].attention_mask, 3 + rank, synced_gpus=True)
     engine.save_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     del alive
-    return {"losses": gathered, "grads": grads, "sharded": sharded, "generated": generated}
+    return {"losses": losses, "grads": grads, "sharded": sharded, "generated": generated}
 
 
-def main(names: list[str], tokenizer: Path, out: Path) -> None:
-    init_distributed()
-    found = {name: facts(name, tokenizer, out.parent / name) for name in names}
-    if dist.get_rank() == 0:
-        torch.save(found, out)
+def work(tokenizer: str, checkpoints: str, *names: str) -> dict[str, dict[str, Any]]:
+    return {name: facts(name, Path(tokenizer), Path(checkpoints) / name) for name in names}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].split(","), Path(sys.argv[2]), Path(sys.argv[3]))
-    end_rank()
+    rank_main(work)
