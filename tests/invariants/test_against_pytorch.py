@@ -19,7 +19,11 @@ STEPS = 6
 def written(folder: Path, name: str, kind: str, stage: int, **changes: Any) -> str:
     values = tiny.values(folder / kind, kind, **changes)
     values["deepspeed"] = {
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_param_persistence_threshold": 0,
+            "enable_sanity_checks": True,  # ranks that disagree about a collective fail instead of waiting
+        },
         **({"zero_allow_untested_optimizer": True} if stage else {}),
     }
     path = folder / f"{name}.json"

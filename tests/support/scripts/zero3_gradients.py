@@ -27,8 +27,7 @@ CONFIG = {
     "gradient_accumulation_steps": 1,
     "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
     "zero_force_ds_cpu_optimizer": False,
-    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
-    "enable_sanity_checks": True,
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "enable_sanity_checks": True},
 }
 
 
