@@ -40,20 +40,35 @@ class CountTree:
 
     def span(self, window: int) -> tuple[Counts, Counts]:
         """`(before(window), at(window))` in one descent."""
+        before, counts, _, _ = self._descend(window, 0)
+        return before, counts
+
+    def run(self, start: int, levels: int) -> tuple[Counts, Counts]:
+        """`before(start)` [T], and [2**levels, T] `at` of `start` and the windows after it; `start` is a multiple."""
+        before, counts, block, node = self._descend(start, levels)
+        rows, nodes = [counts], [node]
+        for _ in range(levels):
+            halves = [(left := self._left_half(c, block, n), c - left) for c, n in zip(rows, nodes, strict=True)]
+            rows = [half for pair in halves for half in pair]
+            nodes = [2 * n + side for n in nodes for side in (0, 1)]
+        return before, np.stack(rows)
+
+    def _descend(self, window: int, levels: int) -> tuple[Counts, Counts, int, int]:
+        """Draws before and in the 2**levels windows that `window` is one of; their block and node in its tree."""
         block, inside = divmod(window, 1 << LEVELS)
         before = np.zeros(len(self._tasks), np.int64)
         for earlier in range(block):
             before += self._root(earlier)
         counts = self._root(block)
         node = 1
-        for level in reversed(range(LEVELS)):
+        for level in reversed(range(levels, LEVELS)):
             left = self._left_half(counts, block, node)
             right_side = (inside >> level) & 1
             if right_side:
                 before += left
             counts = counts - left if right_side else left
             node = 2 * node + right_side
-        return before, counts
+        return before, counts, block, node
 
     def _root(self, block: int) -> Counts:
         """Systematic sampling of a whole block: one uniform offset under the cumulated expectations."""

@@ -25,11 +25,15 @@ def mix(*parts: int | np.uint64 | NDArray[np.integer]) -> U64:
     with np.errstate(over="ignore"):
         for part in parts:
             word = np.uint64(part % 2**64) if isinstance(part, int) else np.asarray(part).astype(np.uint64)
-            state = np.asarray((state ^ word) + _GOLDEN)
-            state = (state ^ (state >> np.uint64(30))) * _M1
-            state = (state ^ (state >> np.uint64(27))) * _M2
-            state = state ^ (state >> np.uint64(31))
+            state = _finalise(np.asarray((state ^ word) + _GOLDEN))
     return state
+
+
+def _finalise(state: U64) -> U64:
+    """SplitMix64's finaliser; of numbers (not arrays) numpy warns that they overflow, as they should."""
+    state = (state ^ (state >> np.uint64(30))) * _M1
+    state = (state ^ (state >> np.uint64(27))) * _M2
+    return np.asarray(state ^ (state >> np.uint64(31)))
 
 
 def seed32(*parts: int) -> int:
@@ -51,20 +55,27 @@ class Permutation:
 
     def __init__(self, n: int, key: int) -> None:
         self.n = n
-        half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
-        self._half = np.uint64(half)
-        self._mask = np.uint64((1 << half) - 1)
-        self._keys = mix(key, np.arange(_ROUNDS))
-
-    def _network(self, x: U64) -> U64:
-        left, right = x >> self._half, x & self._mask
-        for key in self._keys:
-            left, right = right, left ^ (mix(right, key) & self._mask)
-        return (left << self._half) | right
+        self.key = key
 
     def __call__(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
         """Values at `positions` (each in [0, n))."""
-        x = self._network(np.asarray(positions).astype(np.uint64))
-        while (outside := x >= self.n).any():
-            x[outside] = self._network(x[outside])
-        return x.astype(np.int64)
+        return permute(positions, np.full(len(positions), self.n), np.full(len(positions), self.key, np.uint64))
+
+
+def permute(positions: NDArray[np.integer], sizes: NDArray[np.integer], keys: U64) -> NDArray[np.int64]:
+    """[n] where `Permutation(sizes[i], keys[i])` puts `positions[i]`: many permutations in one pass."""
+    half = (np.frexp(np.maximum(sizes - 1, 1).astype(np.float64))[1].astype(np.uint64) + np.uint64(1)) // np.uint64(2)
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    rounds = [mix(keys, number) for number in range(_ROUNDS)]
+    most = sizes.astype(np.uint64)
+    x = positions.astype(np.uint64)
+    outside = np.arange(len(x))
+    while len(outside):
+        h, m = half[outside], mask[outside]
+        left, right = x[outside] >> h, x[outside] & m
+        for key in rounds:
+            mixed = _finalise((_finalise(right + _GOLDEN) ^ key[outside]) + _GOLDEN)  # mix(right, key), in short
+            left, right = right, left ^ (mixed & m)
+        x[outside] = (left << h) | right
+        outside = outside[x[outside] >= most[outside]]
+    return x.astype(np.int64)

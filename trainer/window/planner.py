@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from trainer.config.schema import Heterogeneity, WindowConfig
 from trainer.errors import ConfigError
+from trainer.window.balance import balanced_cuts
 from trainer.window.counts import CountTree
 from trainer.window.hashing import mix, name_key
 from trainer.window.parcels import Parcels
-
-ROW_PARCELS = 8
-"""Under `row`, tasks are drawn in parcels of this fraction of a micro-batch."""
+from trainer.window.rows import ROW_PARCELS, Draw, RowWindows
 
 Indices = NDArray[np.int64]
 
@@ -99,12 +98,16 @@ class Planner:
             )
         by_row = config.heterogeneity is Heterogeneity.ROW
         budget = max(1, config.tokens // ROW_PARCELS) if by_row else config.tokens
-        self.parcels = [Parcels(p.lengths, p.counts, budget, int(mix(seed, name_key(p.name)))) for p in pools]
+        self.parcels = [Parcels(p.lengths, p.counts, budget, int(mix(seed, name_key(p.name))), by_row) for p in pools]
         # A draw is a parcel, and parcels of short rows hold more of them: dividing by the mean makes the expected
         # share of *examples* what the rule says.
         draw = shares / np.array([p.mean_rows for p in self.parcels])
-        draws = config.micro_batches * (ROW_PARCELS if by_row else 1) // self.group
-        self.tree = CountTree(draw / draw.sum(), draws, seed)
+        draw /= draw.sum()
+        self._rows = None
+        if by_row:
+            sizes = [(p.lengths, p.counts) for p in pools]
+            self._rows = RowWindows(self.parcels, sizes, draw, config.micro_batches, config.tokens, seed)
+        self.tree = self._rows.tree if self._rows else CountTree(draw, config.micro_batches // self.group, seed)
 
     def expected_draws(self) -> NDArray[np.float64]:
         """[T] expected draws of each task in a window."""
@@ -117,9 +120,7 @@ class Planner:
 
     def window(self, step: int, world_size: int) -> Window:
         """Plan optimizer step `step` (from 0) for `world_size` ranks."""
-        drawn = self._draw(step)
-        if self.config.heterogeneity is Heterogeneity.ROW:
-            drawn = self._mix_rows(drawn)
+        drawn = self._draw(step) if self._rows is None else self._mix_rows(self._rows.at(step))
         rows = np.zeros(len(self.pools), np.int64)
         units = np.zeros(len(self.pools), np.int64)
         for batch in drawn:
@@ -129,13 +130,12 @@ class Planner:
         return Window(step, self._arrange(drawn, step, world_size), rows, units)
 
     def _draw(self, step: int) -> list[MicroBatch]:
-        before, counts = self.tree.span(step)
+        before, counts = (number * self.group for number in self.tree.span(step))
         drawn: list[MicroBatch] = []
-        for task in np.flatnonzero(counts):
-            for number in range(int(counts[task]) * self.group):
-                rows, epoch = self.parcels[task].get(int(before[task]) * self.group + number)
-                tasks = np.full(len(rows), task, np.int64)
-                drawn.append(self._batch(len(drawn), tasks, rows, np.full(len(rows), epoch, np.int64)))
+        for task in np.flatnonzero(counts).tolist():
+            for rows, epoch in self.parcels[task].run(int(before[task]), int(counts[task])):
+                same = np.full((2, len(rows)), [[task], [epoch]], np.int64)
+                drawn.append(self._batch(len(drawn), same[0], rows, same[1]))
         return drawn
 
     def _batch(self, index: int, tasks: Indices, rows: Indices, epochs: Indices) -> MicroBatch:
@@ -150,14 +150,16 @@ class Planner:
             counts[mine] = self.pools[task].counts[rows[mine]]
         return lengths, counts
 
-    def _mix_rows(self, drawn: list[MicroBatch]) -> list[MicroBatch]:
+    def _mix_rows(self, draws: list[Draw]) -> list[MicroBatch]:
         """Deal the window's rows, longest first, onto its micro-batches so that the fullest is as small as possible."""
-        tasks = np.concatenate([b.tasks for b in drawn])
-        rows = np.concatenate([b.rows for b in drawn])
-        epochs = np.concatenate([b.epochs for b in drawn])
-        lengths, counts = self._sizes(tasks, rows)
-        order = np.argsort(-lengths, kind="stable")
-        cuts = _balanced_cuts(lengths[order], counts[order], self.config.micro_batches)
+        sizes = [len(draw.rows) for draw in draws]
+        tasks = np.repeat([draw.task for draw in draws], sizes)
+        epochs = np.repeat([draw.epoch for draw in draws], sizes)
+        rows, lengths, counts = (
+            np.concatenate(parts) for parts in zip(*((d.rows, d.lengths, d.counts) for d in draws), strict=True)
+        )
+        order = np.lexsort((-counts, -lengths))
+        cuts = balanced_cuts(lengths[order], counts[order], self.config.micro_batches)
         return [self._batch(i, tasks[part], rows[part], epochs[part]) for i, part in enumerate(np.split(order, cuts))]
 
     def _arrange(self, drawn: list[MicroBatch], step: int, world_size: int) -> tuple[tuple[MicroBatch, ...], ...]:
@@ -176,30 +178,3 @@ class Planner:
         # Without a shuffle the longest texts would always come first; harmless for the sum, bad for reading logs.
         shuffled = np.argsort(mix(self.tree.seed, step, np.arange(len(steps))))
         return tuple(steps[i] for i in shuffled)
-
-
-def _balanced_cuts(lengths: Indices, counts: Indices, parts: int) -> list[int]:
-    """Cut rows sorted by falling length into `parts` non-empty runs with the smallest largest padded size."""
-
-    def cut(limit: int) -> list[int]:
-        cuts: list[int] = []
-        width = 0
-        top = int(lengths[0])
-        for i, (length, count) in enumerate(zip(lengths.tolist(), counts.tolist(), strict=True)):
-            left_rows, left_parts = len(lengths) - i, parts - len(cuts) - 1
-            if width and (top * (width + count) > limit or left_rows <= left_parts):
-                cuts.append(i)
-                top, width = length, 0
-            width += count
-        return cuts
-
-    if len(lengths) < parts:
-        raise ConfigError(
-            f"window.micro_batches: the window holds only {len(lengths)} rows for {parts} micro-batches; "
-            "raise window.tokens or lower window.micro_batches"
-        )
-    low, high = int((lengths * counts).max()), int(lengths[0] * counts.sum())
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if len(cut(middle)) < parts else (middle + 1, high)
-    return cut(low)
