@@ -42,6 +42,7 @@ def tasks(folder: Path) -> list[TaskSpec]:
     second = TaskSpec(
         name="second",
         family="regression",
+        score_range=(0, 2),
         train=write(folder / "c.jsonl", [{"text_a": "x", "score": 2}]),
         test=write(folder / "d.jsonl", [pair, pair, {"text_a": "one two", "score": 0}]),
     )

@@ -96,6 +96,15 @@ class Launch:
         return [*command, "--module", "trainer.worker", *arguments]
 
 
+_KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+"""Have glibc keep freed memory instead of returning it: ZeRO-3 gathers the same large weights in every micro-step, and
+faulting their pages in again costs a tenth to a fifth of a step on CPUs (measured with the quickstart)."""
+
+
 def free_port() -> int:
     """A TCP port nobody listens on."""
     with contextlib.closing(socket.socket()) as probe:
@@ -112,6 +121,8 @@ def rank_environment(ranks_here: int) -> dict[str, str]:
         environment.setdefault("DS_ACCELERATOR", "cpu")
         cores = len(os.sched_getaffinity(0))
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks_here)))
+        for name, value in _KEEP_MEMORY.items():
+            environment.setdefault(name, value)
     environment.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("PYTHONUNBUFFERED", "1")
