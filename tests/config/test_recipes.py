@@ -1,0 +1,69 @@
+"""Every recipe that ships: it loads, its DeepSpeed JSON resolves for two ranks, and its tasks are what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainer.config import Recipe, load_recipe
+from trainer.engine.deepspeed_json import resolve, stage
+from trainer.tasks.cards import load_tasks
+from trainer.tasks.spec import Family
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+COLLECTION = ROOT.parent / "shared" / "data"
+
+ENCODER = set(Family) - {Family.SEQ2SEQ, Family.CAUSAL_LM}
+MIXTURES = {
+    "mixture-encoder": (60, ENCODER),
+    "mixture-encoder-decoder": (73, set(Family) - {Family.MASKED_LM, Family.CAUSAL_LM}),
+    "mixture-decoder": (
+        66,
+        {Family.CLASSIFICATION, Family.REGRESSION, Family.SPAN, Family.SEQ2SEQ, Family.CAUSAL_LM},
+    ),
+}
+"""Recipe -> how many tasks of the collection it trains, and their families."""
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_it_loads_and_resolves(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert stage(resolve(recipe, 2, hidden_size=128, device="cpu")) == 3
+
+
+def test_every_mixture_is_named_here() -> None:
+    names = {path.stem for path in RECIPES if path.stem.startswith("mixture-")}
+    assert names == set(MIXTURES)
+    assert set().union(*(families for _, families in MIXTURES.values())) == set(Family)
+
+
+def test_the_quickstart_has_eight_tasks_of_five_families_in_this_repository() -> None:
+    tasks = load_tasks(*_entries(load_recipe(ROOT / "recipes" / "quickstart.yaml")))
+    assert len(tasks) == 8
+    assert len({task.family for task in tasks}) == 5
+    assert all(Path(task.train or "").is_relative_to(ROOT / "data") for task in tasks)
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not COLLECTION.is_dir(), reason=f"the collection of 117 tasks is not at {COLLECTION}")
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_finds_its_tasks(name: str) -> None:
+    count, families = MIXTURES[name]
+    tasks = load_tasks(*_entries(load_recipe(ROOT / "recipes" / f"{name}.yaml")))
+    assert (len(tasks), {task.family for task in tasks}) == (count, families)
+    assert count >= 40
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_its_first_lines_say_what_it_does_and_how_to_start_it(path: Path) -> None:
+    comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"sett train recipes/{path.name}" in line for line in comment)
+    assert yaml.safe_load(path.read_text())["name"] == path.stem
+
+
+def _entries(recipe: Recipe) -> tuple[list[object], list[str]]:
+    return recipe.tasks, recipe.exclude  # type: ignore[return-value]
