@@ -122,14 +122,22 @@ def run_side(side: str, options: argparse.Namespace, folder: Path, rows: int, se
     return launch("throughput_hf.py", options.world, rival + shared)
 
 
-def run_rounds(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """All runs, the sides taking turns, and what they come to."""
+def run_rounds(options: argparse.Namespace, console: Console) -> Iterator[dict[str, Any]]:
+    """All runs, the sides taking turns; what they come to after each round, so that an interruption loses one."""
     sides = [SETT, RIVAL] + [GROUPED] * options.group_by_length
     recipe: Recipe = recipe_from(recipe_values(options, 0))
     job = prepare(recipe)
     per_window = examples_per_window(job, options.world)
     rows = max(1, round(per_window / options.micro_batches))
     runs: dict[str, list[Measured]] = {side: [] for side in sides}
+    settings = {
+        **{key: str(v) if isinstance(v, Path) else v for key, v in vars(options).items() if key != "out"},
+        "deepspeed": options.deepspeed.name,
+        "tasks": job.names,
+        "examples": sum(len(split) for split in job.train),
+        "sett_examples_per_step_planned": per_window,
+        "trainer_examples_per_micro_batch": rows,
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with (folder / "examples.jsonl").open("w", encoding="utf-8") as lines:
@@ -140,18 +148,11 @@ def run_rounds(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 runs[side].append(run_side(side, options, folder, rows, seed=number))
                 speed = runs[side][-1]["tokens_per_second"]
                 console.print(f"round {number + 1} of {options.rounds}: {side} {speed:,.0f} tokens/s", highlight=False)
-    return {
-        "machine": machine(options.world),
-        "settings": {
-            **{key: str(v) if isinstance(v, Path) else v for key, v in vars(options).items() if key != "out"},
-            "deepspeed": options.deepspeed.name,
-            "tasks": job.names,
-            "examples": sum(len(split) for split in job.train),
-            "sett_examples_per_step_planned": per_window,
-            "trainer_examples_per_micro_batch": rows,
-        },
-        "sides": {side: _summary(measured, runs[SETT]) for side, measured in runs.items()},
-    }
+            yield {
+                "machine": machine(options.world),
+                "settings": {**settings, "rounds": number + 1},
+                "sides": {side: _summary(measured, runs[SETT]) for side, measured in runs.items()},
+            }
 
 
 def _summary(runs: list[Measured], sett: list[Measured]) -> dict[str, Any]:
@@ -243,13 +244,13 @@ def _parse() -> argparse.Namespace:
 def main() -> None:
     options = _parse()
     console = Console(width=None if sys.stdout.isatty() else 120)
-    results = run_rounds(options, console)
-    show(results, console)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"throughput-{'cuda' if torch.cuda.is_available() else 'cpu'}.json"
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        console.print(f"written to {path}", highlight=False)
+    for results in run_rounds(options, console):
+        show(results, console)
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            path = options.out / f"throughput-{'cuda' if torch.cuda.is_available() else 'cpu'}.json"
+            path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            console.print(f"written to {path}", highlight=False)
 
 
 if __name__ == "__main__":
