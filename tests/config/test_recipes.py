@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainer.config import Recipe, load_recipe
+from trainer.config import load_recipe
 from trainer.engine.deepspeed_json import resolve, stage
 from trainer.tasks.cards import load_tasks
 from trainer.tasks.spec import Family
@@ -42,7 +42,8 @@ def test_every_mixture_is_named_here() -> None:
 
 
 def test_the_quickstart_has_eight_tasks_of_five_families_in_this_repository() -> None:
-    tasks = load_tasks(*_entries(load_recipe(ROOT / "recipes" / "quickstart.yaml")))
+    recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml")
+    tasks = load_tasks(recipe.tasks, recipe.exclude)
     assert len(tasks) == 8
     assert len({task.family for task in tasks}) == 5
     assert all(Path(task.train or "").is_relative_to(ROOT / "data") for task in tasks)
@@ -53,7 +54,8 @@ def test_the_quickstart_has_eight_tasks_of_five_families_in_this_repository() ->
 @pytest.mark.parametrize("name", MIXTURES)
 def test_a_mixture_finds_its_tasks(name: str) -> None:
     count, families = MIXTURES[name]
-    tasks = load_tasks(*_entries(load_recipe(ROOT / "recipes" / f"{name}.yaml")))
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
+    tasks = load_tasks(recipe.tasks, recipe.exclude)
     assert (len(tasks), {task.family for task in tasks}) == (count, families)
     assert count >= 40
 
@@ -63,7 +65,3 @@ def test_its_first_lines_say_what_it_does_and_how_to_start_it(path: Path) -> Non
     comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"sett train recipes/{path.name}" in line for line in comment)
     assert yaml.safe_load(path.read_text())["name"] == path.stem
-
-
-def _entries(recipe: Recipe) -> tuple[list[object], list[str]]:
-    return recipe.tasks, recipe.exclude  # type: ignore[return-value]
