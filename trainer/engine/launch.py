@@ -102,7 +102,7 @@ _KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(1 << 28),
 }
 """Have glibc keep freed memory instead of returning it: ZeRO-3 gathers the same large weights in every micro-step, and
-faulting their pages in again costs a tenth to a fifth of a step on CPUs (measured with the quickstart)."""
+faulting their pages in again takes time that shows in a step on CPUs."""
 
 
 def free_port() -> int:

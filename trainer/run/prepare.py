@@ -172,7 +172,9 @@ def _check_names(recipe: Recipe, tasks: Sequence[TaskSpec]) -> None:
     known = ["backbone", *names]
     for name in recipe.checkpoint.export:
         if name not in known:
-            raise ConfigError(f"checkpoint.export: no task named '{name}'{nearest(name, known)}")
+            raise ConfigError(
+                f"checkpoint.export: no task named '{name}'{nearest(name, known)}; name tasks of the recipe, or backbone"
+            )
     watch = recipe.early_stopping.watch
     if watch != "mean" and watch not in names:
         raise ConfigError(f"early_stopping.watch: no task named '{watch}'{nearest(watch, [*names, 'mean'])}")
