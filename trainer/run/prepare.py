@@ -173,7 +173,7 @@ def _check_names(recipe: Recipe, tasks: Sequence[TaskSpec]) -> None:
     for name in recipe.checkpoint.export:
         if name not in known:
             raise ConfigError(
-                f"checkpoint.export: no task named '{name}'{nearest(name, known)}; name tasks of the recipe, or backbone"
+                f"checkpoint.export: no task named '{name}'{nearest(name, known)}; name tasks, or backbone"
             )
     watch = recipe.early_stopping.watch
     if watch != "mean" and watch not in names:
