@@ -22,6 +22,7 @@ from torch import Tensor
 
 from trainer.config.schema import Recipe
 from trainer.engine import deepspeed_json
+from trainer.engine.stale_locks import clear_stale_locks
 from trainer.errors import RunError
 from trainer.model.backbone import load_config
 from trainer.model.multitask import MultiTaskModel, build_model
@@ -117,6 +118,7 @@ def init_distributed() -> tuple[int, int, torch.device]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        clear_stale_locks()
         with contextlib.redirect_stdout(io.StringIO()):  # each rank prints that its CPU all-reduce is built
             deepspeed.init_distributed(timeout=TIMEOUT, verbose=False)
         if device.type == "cpu":
