@@ -146,6 +146,19 @@ def plan_command(
         print_plan(checked, _launch(num_gpus, hostfile, include, exclude, None), windows, progress)
 
 
+@app.command(name="kernels")
+def kernels_command() -> None:
+    """Compile the loss kernels ahead of time, for this machine or for the GPUs that TORCH_CUDA_ARCH_LIST names.
+
+    Training does this by itself when it is needed, once a machine. The result is in $SETT_CACHE/kernels.
+    """
+    from trainer.losses import build, fused
+
+    path = build.library(say=print)
+    fused.load()
+    print(f"{path}\nthe CPU kernels run as {fused.isa()}")
+
+
 @app.command(name="doctor")
 def doctor_command() -> None:
     """What this machine has: accelerator, compilers, DeepSpeed ops, launcher tools."""

@@ -78,7 +78,8 @@ def test_classification_segments_and_token_types() -> None:
     assert batch.input_ids.tolist() == [[1, 5, 2, 6, 2], [1, 7, 2, 0, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
     assert batch.token_type_ids.tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
-    assert batch.pooled_scores.tolist() == [[0, 4], [0, 5], [0, 6], [1, 4], [1, 5], [1, 6]]
+    assert batch.segments.tolist() == [[0, 1, 4, 3], [1, 1, 4, 3]]
+    assert (batch.scores, batch.tasks) == (6, 1)
     assert batch.offsets.tolist() == [0, 3, 6]
     assert batch.target.tolist() == [2, 0]
     assert batch.weight.tolist() == pytest.approx([1 / math.log(3)] * 2)
@@ -88,7 +89,7 @@ def test_classification_segments_and_token_types() -> None:
 def test_multiple_choice_is_one_segment_over_its_candidates() -> None:
     batch = collate(["choice"])
     assert batch.pooled.tolist() == [0, 1]
-    assert batch.pooled_scores.tolist() == [[0, 0], [1, 0]]
+    assert batch.segments.tolist() == [[0, 2, 0, 1]]
     assert batch.offsets.tolist() == [0, 2]
     assert batch.target.tolist() == [1]
     assert batch.weight.tolist() == pytest.approx([1 / math.log(2)])
@@ -98,7 +99,7 @@ def test_span_is_two_segments_over_all_windows() -> None:
     batch = collate(["span"])
     width = batch.input_ids.shape[1]
     assert batch.tokens.tolist() == [0, 3, 4, width + 3]
-    assert batch.token_scores.tolist() == [[0, 1], [1, 1], [2, 1], [3, 1], [0, 2], [1, 2], [2, 2], [3, 2]]
+    assert batch.segments.tolist() == [[0, 4, 1, 1], [0, 4, 2, 1]]
     assert batch.offsets.tolist() == [0, 4, 8]
     assert batch.target.tolist() == [2, 3]
     assert batch.weight.tolist() == pytest.approx([0.5 / math.log(4)] * 2)
@@ -142,7 +143,10 @@ def test_mixed_micro_batch_keeps_pooled_segments_before_token_segments() -> None
     batch = collate(["cls", "span", "choice", "score", "mlm"])
     assert batch.segment_task.tolist() == [0, 0, 2, 1, 1]
     assert batch.offsets.tolist() == [0, 3, 6, 8, 12, 16]
-    assert int(batch.offsets[-1]) == len(batch.pooled_scores) + len(batch.token_scores)
+    pooled = len(batch.pooled)
+    assert batch.segments.tolist()[:3] == [[0, 1, 4, 3], [1, 1, 4, 3], [2, 2, 0, 1]]
+    assert batch.segments.tolist()[3:] == [[pooled, 4, 1, 1], [pooled, 4, 2, 1]]
+    assert batch.scores == 16
     assert set(batch.lm_task.tolist()) == {4}
 
 
@@ -185,4 +189,6 @@ def test_masking_is_80_10_10() -> None:
 
 def test_batch_moves_all_its_tensors() -> None:
     batch = collate(["cls"]).to("meta")
-    assert all(getattr(batch, name).device == torch.device("meta") for name in batch.__dataclass_fields__)
+    values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
+    assert {name for name, value in values.items() if not isinstance(value, torch.Tensor)} == {"scores", "tasks"}
+    assert all(value.device.type == "meta" for value in values.values() if isinstance(value, torch.Tensor))

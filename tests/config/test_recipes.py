@@ -18,10 +18,10 @@ COLLECTION = ROOT.parent / "shared" / "data"
 
 ENCODER = set(Family) - {Family.SEQ2SEQ, Family.CAUSAL_LM}
 MIXTURES = {
-    "mixture-encoder": (60, ENCODER),
-    "mixture-encoder-decoder": (73, set(Family) - {Family.MASKED_LM, Family.CAUSAL_LM}),
+    "mixture-encoder": (54, ENCODER),
+    "mixture-encoder-decoder": (55, set(Family) - {Family.MASKED_LM, Family.CAUSAL_LM, Family.MULTIPLE_CHOICE}),
     "mixture-decoder": (
-        66,
+        61,
         {Family.CLASSIFICATION, Family.REGRESSION, Family.SPAN, Family.SEQ2SEQ, Family.CAUSAL_LM},
     ),
 }

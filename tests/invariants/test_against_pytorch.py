@@ -1,4 +1,5 @@
-"""DeepSpeed against plain PyTorch: the same weights after every window, on 1, 2 and 4 ranks and ZeRO 0 to 3.
+"""DeepSpeed with fused losses against plain PyTorch: the same weights after every window, on 1, 2 and 4 ranks and
+ZeRO 0 to 3.
 
 This is the regression test of ZeRO-3's stale gradients: windows are so small that tasks, and with them heads, language
 model heads and a decoder's vocabulary, are missing from some of them; a gradient left over from the window before would
@@ -49,6 +50,7 @@ def test_two_ranks_every_stage(tmp_path: Path, kind: str) -> None:
     recipes = [written(tmp_path, f"{kind}-zero{stage}", kind, stage) for stage in (0, 1, 2, 3)]
     recipes.append(written(tmp_path, f"{kind}-row", kind, 3, window={"heterogeneity": "row", "micro_batches": 2}))
     recipes.append(written(tmp_path, f"{kind}-step", kind, 3, window={"heterogeneity": "step"}))
+    recipes.append(written(tmp_path, f"{kind}-plain-losses", kind, 3, kernels="reference"))
     check(run_ranks("against_pytorch.py", 2, tmp_path / "out", str(STEPS), *recipes))
 
 

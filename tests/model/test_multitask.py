@@ -90,11 +90,15 @@ def test_the_loss_is_the_weighted_sum_of_what_it_reports(architecture: str, toke
     model = tiny_model(recipe, families)
     batch = batch_of(model, families)
     out = model(batch)
-    assert set(out) == {"loss", "scores", "segment_loss", "regression", "regression_loss", "lm_loss"}
+    assert set(out) == {"loss", "by_task", "scores", "segment_loss", "regression", "regression_loss", "lm_loss"}
     assert [name for name, tensor in out.items() if tensor.requires_grad] == ["loss"]
     total = (out["segment_loss"] * batch.weight).sum() + (out["regression_loss"] * batch.regression_weight).sum()
     total = total + (out["lm_loss"] * batch.lm_weight).sum()
     torch.testing.assert_close(out["loss"].detach(), total)
+    parts = torch.zeros(batch.tasks).index_add(0, batch.segment_task, out["segment_loss"] * batch.weight)
+    parts.index_add_(0, batch.regression_task, out["regression_loss"] * batch.regression_weight)
+    parts.index_add_(0, batch.lm_task, out["lm_loss"] * batch.lm_weight)
+    torch.testing.assert_close(out["by_task"], parts)
     segments = [out["scores"][a:b] for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)]
     by_hand = [F.cross_entropy(s[None], t[None]) for s, t in zip(segments, batch.target, strict=True)]
     torch.testing.assert_close(out["segment_loss"], torch.stack(by_hand))
@@ -117,11 +121,12 @@ def test_a_mixed_batch_is_the_sum_of_its_rows(tokenizer: Path) -> None:
 def _row(batch: Batch, sequence: int, length: int) -> Batch:
     """The classification row of `sequence`, without padding."""
     segment = 0 if sequence == 0 else 1
-    chosen = batch.pooled_scores[3 * segment : 3 * segment + 3].clone()
+    chosen = batch.segments[segment : segment + 1].clone()
     chosen[:, 0] = 0
     kept = {
         "pooled": torch.tensor([0]),
-        "pooled_scores": chosen,
+        "segments": chosen,
+        "scores": 3,
         "offsets": torch.tensor([0, 3]),
         "target": batch.target[segment : segment + 1],
         "weight": batch.weight[segment : segment + 1],
@@ -142,9 +147,9 @@ def _empty(batch: Batch, sequence: int, length: int) -> Batch:
     """One sequence that nothing is asked of."""
     kept = ("input_ids", "attention_mask", "token_type_ids")
     values = {f.name: getattr(batch, f.name) for f in fields(Batch)}
-    empty = {name: value[:0] for name, value in values.items() if name not in kept}
+    empty = {name: value[:0] for name, value in values.items() if name not in kept and isinstance(value, torch.Tensor)}
     empty |= {name: values[name][sequence : sequence + 1, :length] for name in kept}
-    return Batch(**{**empty, "offsets": torch.tensor([0])})
+    return Batch(**{**empty, "offsets": torch.tensor([0]), "scores": 0, "tasks": batch.tasks})
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "bart", "llama"])

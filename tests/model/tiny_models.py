@@ -141,21 +141,18 @@ class _Maker:
             base = len(self.lists.get("tokens", []))
             self.add("tokens", *((s, i) for i in range(5)))
             for side in (0, 1):
-                self.add("token_scores", *((base + i, first + side) for i in range(5)))
-                self.add("token_segments", (5, 2 + side, task))
+                self.add("token_segments", (base, 5, first + side, 1, 2 + side, task))
         elif family is Family.REGRESSION:
             self.add("pooled", s)
             self.add("regression_scores", (pooled, first))
             self.add("regression_task", task)
         elif family is Family.MULTIPLE_CHOICE:
             self.add("pooled", s - 1, s)
-            self.add("pooled_scores", (pooled, first), (pooled + 1, first))
-            self.add("pooled_segments", (2, 1, task))
+            self.add("pooled_segments", (pooled, 2, first, 1, 1, task))
         else:
             classes = TASKS[family].classes
             self.add("pooled", s)
-            self.add("pooled_scores", *((pooled, first + c) for c in range(classes)))
-            self.add("pooled_segments", (classes, 1, task))
+            self.add("pooled_segments", (pooled, 1, first, classes, 1, task))
 
     def ints(self, name: str) -> torch.Tensor:
         return torch.tensor(self.lists.get(name, []), dtype=torch.int64)
@@ -171,7 +168,10 @@ class _Maker:
         start = getattr(self.model.backbone.body.config, "decoder_start_token_id", None)
         shifted = torch.cat([torch.full((len(ids), 1), start or 0), ids[:, :-1]], 1)
         flat = torch.tensor([s * width + i for s, i in self.lists.get("lm_positions", [])], dtype=torch.int64)
-        segments = self.lists.get("pooled_segments", []) + self.lists.get("token_segments", [])
+        pooled = len(self.lists.get("pooled", []))
+        token_segments = [(pooled + first, *rest) for first, *rest in self.lists.get("token_segments", [])]
+        segments = [*self.lists.get("pooled_segments", []), *token_segments]
+        lengths = [features * rows for _, features, _, rows, _, _ in segments]
         rows = len(self.ints("regression_task"))
         return Batch(
             input_ids=ids,
@@ -181,12 +181,11 @@ class _Maker:
             decoder_attention_mask=mask if is_pair else torch.zeros(0, 0, dtype=torch.int64),
             pooled=self.ints("pooled"),
             tokens=torch.tensor([s * width + i for s, i in self.lists.get("tokens", [])], dtype=torch.int64),
-            pooled_scores=self.pairs("pooled_scores"),
-            token_scores=self.pairs("token_scores"),
-            offsets=torch.tensor([0, *(s[0] for s in segments)]).cumsum(0),
-            target=torch.tensor([s[1] for s in segments], dtype=torch.int64),
+            segments=torch.tensor([s[:4] for s in segments], dtype=torch.int64).reshape(-1, 4),
+            offsets=torch.tensor([0, *lengths]).cumsum(0),
+            target=torch.tensor([s[4] for s in segments], dtype=torch.int64),
             weight=torch.full((len(segments),), 0.5),
-            segment_task=torch.tensor([s[2] for s in segments], dtype=torch.int64),
+            segment_task=torch.tensor([s[5] for s in segments], dtype=torch.int64),
             regression_scores=self.pairs("regression_scores"),
             regression_target=torch.full((rows,), 0.25),
             regression_weight=torch.full((rows,), 2.0),
@@ -196,4 +195,6 @@ class _Maker:
             lm_weight=torch.full((len(flat),), 0.1),
             lm_task=self.ints("lm_task"),
             lm_smoothing=torch.zeros(len(flat)),
+            scores=sum(lengths),
+            tasks=len(TASKS),
         )

@@ -139,6 +139,7 @@ def values(folder: Path, kind: str = "encoder", **changes: Any) -> dict[str, Any
         "training": {"steps": 8, "precision": "fp32", "log_every": 1},
         "checkpoint": {"export": []},
         "deepspeed": "cpu",
+        "kernels": "fused",  # not `auto`: a test must not fall back unseen
     }
     for key, value in changes.items():
         recipe[key] = {**recipe[key], **value} if isinstance(recipe.get(key), dict) else value

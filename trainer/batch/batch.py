@@ -9,6 +9,7 @@ and the window's denominator. Absent kinds are empty tensors, never None, so eve
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,12 +35,11 @@ class Batch:
     tokens: Tensor
     """[Q] flat position s * L + i of each token feature (span heads); for encoder-decoders s * D + i."""
 
-    pooled_scores: Tensor
-    """[E1, 2] (index into the pooled features, row of the packed head)."""
-    token_scores: Tensor
-    """[E2, 2] (index into the token features, row of the packed head)."""
+    segments: Tensor
+    """[G, 4] (first feature, features, first row, rows): one feature by rows of the packed head (classification), or
+    features by one row (choices, spans). Features are counted over cat(pooled, tokens)."""
     offsets: Tensor
-    """[G + 1] ascending; segment g is scores[offsets[g]:offsets[g + 1]] of cat(pooled scores, token scores)."""
+    """[G + 1] ascending from 0 to `scores`; segment g has the scores from offsets[g] up to offsets[g + 1]."""
     target: Tensor
     """[G] position of the target inside its segment."""
     weight: Tensor
@@ -48,7 +48,7 @@ class Batch:
     """[G] task index, for the per-task loss."""
 
     regression_scores: Tensor
-    """[N, 2] (index into the pooled features, row of the packed head)."""
+    """[N, 2] (pooled feature, row of the packed head)."""
     regression_target: Tensor
     """[N] float32, in [0, 1]."""
     regression_weight: Tensor
@@ -67,9 +67,18 @@ class Batch:
     lm_smoothing: Tensor
     """[T] float32 label smoothing of the token."""
 
+    scores: int
+    """How many scores the segments have together."""
+    tasks: int
+    """How many tasks the mixture has."""
+
     def to(self, device: torch.device | str) -> Batch:
         """Copy to `device`, asynchronously where the host side is pinned."""
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in moved.items():
+            if isinstance(value, Tensor):
+                moved[name] = value.to(device, non_blocking=True)
+        return Batch(**moved)
 
     @property
     def real_tokens(self) -> int:

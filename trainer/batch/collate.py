@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +55,16 @@ class ModelFacts:
     mask: MaskRule | None = None
 
 
+class _Segment(NamedTuple):
+    feature: int
+    features: int
+    row: int
+    rows: int
+    target: int
+    weight: float
+    task: int
+
+
 @dataclass
 class _Parts:
     """Growing lists of one micro-batch, turned into tensors at the end."""
@@ -64,10 +74,8 @@ class _Parts:
     decoder: list[NDArray[np.int32]] = field(default_factory=list)
     pooled: list[int] = field(default_factory=list)
     tokens: list[tuple[int, int]] = field(default_factory=list)
-    pooled_scores: list[tuple[int, int]] = field(default_factory=list)
-    token_scores: list[tuple[int, int]] = field(default_factory=list)
-    pooled_segments: list[tuple[int, int, float, int]] = field(default_factory=list)  # length, target, weight, task
-    token_segments: list[tuple[int, int, float, int]] = field(default_factory=list)
+    pooled_segments: list[_Segment] = field(default_factory=list)
+    token_segments: list[_Segment] = field(default_factory=list)  # features counted from the first token
     regression_scores: list[tuple[int, int]] = field(default_factory=list)
     regression: list[tuple[float, float, int]] = field(default_factory=list)  # target, weight, task
     lm: list[tuple[int, int, int, float, int, float]] = field(default_factory=list)
@@ -122,9 +130,11 @@ class Collator:
     ) -> None:
         first = self._add_sequences(parts, row)
         classes = view.spec.classes
-        parts.pooled_scores += [(len(parts.pooled), view.first_row + c) for c in range(classes)]
+        scaled = weight * self._scale(classes)
+        parts.pooled_segments.append(
+            _Segment(len(parts.pooled), 1, view.first_row, classes, int(row["label"]), scaled, task)
+        )
         parts.pooled.append(first)
-        parts.pooled_segments.append((classes, int(row["label"]), weight * self._scale(classes), task))
 
     def _regression(
         self, parts: _Parts, task: int, view: TaskView, row: dict[str, Any], weight: float, key: tuple[int, ...]
@@ -139,10 +149,11 @@ class Collator:
     ) -> None:
         first = self._add_sequences(parts, row)
         choices = len(row["sequences"])
-        for choice in range(choices):
-            parts.pooled_scores.append((len(parts.pooled), view.first_row))
-            parts.pooled.append(first + choice)
-        parts.pooled_segments.append((choices, int(row["label"]), weight * self._scale(choices), task))
+        scaled = weight * self._scale(choices)
+        parts.pooled_segments.append(
+            _Segment(len(parts.pooled), choices, view.first_row, 1, int(row["label"]), scaled, task)
+        )
+        parts.pooled += range(first, first + choices)
 
     def _span(
         self, parts: _Parts, task: int, view: TaskView, row: dict[str, Any], weight: float, key: tuple[int, ...]
@@ -151,11 +162,12 @@ class Collator:
         positions = [(first + int(p) // SPAN_STRIDE_BASE, int(p) % SPAN_STRIDE_BASE) for p in row["positions"]]
         base = len(parts.tokens)
         parts.tokens += positions
+        # Start and end are averaged, as in BERT's and RoBERTa's question answering.
+        scaled = 0.5 * weight * self._scale(len(positions))
         for side, target in enumerate((row["start"], row["end"])):
-            parts.token_scores += [(base + i, view.first_row + side) for i in range(len(positions))]
-            # Start and end are averaged, as in BERT's and RoBERTa's question answering.
-            scaled = 0.5 * weight * self._scale(len(positions))
-            parts.token_segments.append((len(positions), int(target), scaled, task))
+            parts.token_segments.append(
+                _Segment(base, len(positions), view.first_row + side, 1, int(target), scaled, task)
+            )
 
     def _seq2seq(
         self, parts: _Parts, task: int, view: TaskView, row: dict[str, Any], weight: float, key: tuple[int, ...]
@@ -198,7 +210,9 @@ class Collator:
             types[i, start : len(parts.sequences[i])] = 1
         decoder, decoder_mask = _pad(parts.decoder, self.facts.pad_id)
         width = decoder.shape[1] if self.facts.kind == "encoder-decoder" else ids.shape[1]
-        segments = parts.pooled_segments + parts.token_segments
+        token_segments = [s._replace(feature=s.feature + len(parts.pooled)) for s in parts.token_segments]
+        segments = parts.pooled_segments + token_segments
+        offsets = np.cumsum([0, *(s.features * s.rows for s in segments)])
         return Batch(
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(mask),
@@ -207,13 +221,12 @@ class Collator:
             decoder_attention_mask=torch.from_numpy(decoder_mask),
             pooled=_ints(parts.pooled),
             tokens=_ints([s * width + i for s, i in parts.tokens]),
-            pooled_scores=_pairs(parts.pooled_scores),
-            token_scores=_pairs(parts.token_scores),
-            offsets=_ints(np.cumsum([0, *(s[0] for s in segments)]).tolist()),
-            target=_ints([s[1] for s in segments]),
-            weight=_floats([s[2] for s in segments]),
-            segment_task=_ints([s[3] for s in segments]),
-            regression_scores=_pairs(parts.regression_scores),
+            segments=_table([s[:4] for s in segments], 4),
+            offsets=torch.from_numpy(offsets),
+            target=_ints([s.target for s in segments]),
+            weight=_floats([s.weight for s in segments]),
+            segment_task=_ints([s.task for s in segments]),
+            regression_scores=_table(parts.regression_scores, 2),
             regression_target=_floats([r[0] for r in parts.regression]),
             regression_weight=_floats([r[1] for r in parts.regression]),
             regression_task=_ints([r[2] for r in parts.regression]),
@@ -222,6 +235,8 @@ class Collator:
             lm_weight=_floats([t[3] for t in parts.lm]),
             lm_task=_ints([t[4] for t in parts.lm]),
             lm_smoothing=_floats([t[5] for t in parts.lm]),
+            scores=int(offsets[-1]),
+            tasks=len(self.views),
         )
 
 
@@ -255,5 +270,5 @@ def _floats(values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-def _pairs(values: list[tuple[int, int]]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64).reshape(-1, 2)
+def _table(values: Sequence[tuple[int, ...]], columns: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64).reshape(-1, columns)

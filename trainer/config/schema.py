@@ -225,6 +225,9 @@ class Recipe(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     deepspeed: str | dict[str, Any] = "zero3"
     """Name of a file in ds_configs/, path of a DeepSpeed JSON, or the JSON itself. `auto` values are filled in."""
+    kernels: Literal["auto", "fused", "reference"] = "auto"
+    """Who computes the losses: `fused` kernels, compiled on first use; plain PyTorch (`reference`); or fused wherever
+    they can be compiled (`auto`)."""
     cache: Path | None = None
     """Token cache; None is $SETT_CACHE, else ~/.cache/sett."""
     workers: Annotated[int, Field(ge=0)] = 0

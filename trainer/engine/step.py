@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.batch import Batch, Collator
+from trainer.batch import Collator
 from trainer.engine.session import Session
 from trainer.errors import RunError
 from trainer.window import MicroBatch, Window
@@ -31,14 +31,9 @@ class Totals:
     def zero(cls, tasks: int, device: torch.device | str = "cpu") -> Totals:
         return cls(torch.zeros(tasks, dtype=torch.float64, device=device))
 
-    def add(self, batch: Batch, output: dict[str, Tensor]) -> None:
+    def add(self, output: dict[str, Tensor]) -> None:
         """Add a micro-batch; nothing is read back from the device."""
-        for task, weight, loss in (
-            (batch.segment_task, batch.weight, output["segment_loss"]),
-            (batch.regression_task, batch.regression_weight, output["regression_loss"]),
-            (batch.lm_task, batch.lm_weight, output["lm_loss"]),
-        ):
-            self.task_loss.index_add_(0, task, weight.double() * loss)
+        self.task_loss += output["by_task"]
 
 
 def run_window(
@@ -72,7 +67,7 @@ def run_window(
         torch.manual_seed(seed32(seed, window.step, micro.index))
         output = session.engine(batch)
         session.backward(output["loss"])
-        totals.add(batch, output)
+        totals.add(output)
         losses.append(output["loss"].detach())
     bad = [k for k, loss in enumerate(torch.stack(losses).tolist()) if not math.isfinite(loss)]
     any_bad, any_stop = session.agree(bool(bad), stop)

@@ -1,7 +1,8 @@
 """All small task heads as one parameter.
 
-Owns: `HeadTable`, which says whose rows are where, and `PackedHead`, which scores. A head is a slice of rows, so every
-rank touches the same two parameters in every micro-batch whatever tasks it holds, and exporting a head is a copy.
+Owns: `HeadTable`, which says whose rows are where, and `PackedHead`, which scores and compares. A head is a slice of
+rows, so every rank touches the same two parameters in every micro-batch whatever tasks it holds, and exporting a head
+is a copy.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.batch.batch import Batch
 from trainer.config.schema import HeadsConfig
+from trainer.losses.interface import HeadLoss, Losses
 from trainer.tasks.spec import Family, TaskSpec
 
 HeadKind = Literal["classification", "regression", "multiple_choice", "span"]
@@ -70,11 +72,6 @@ class HeadTable:
     def rows(self) -> int:
         return sum(head.size for head in self.heads)
 
-    @property
-    def first_span_row(self) -> int:
-        """Rows from here on are span heads; only they are applied to tokens."""
-        return sum(head.size for head in self.heads if head.kind != "span")
-
     @cached_property
     def by_task(self) -> dict[str, Head]:
         """The head of each task that has one."""
@@ -90,7 +87,7 @@ class HeadTable:
 class PackedHead(nn.Module):
     """One linear layer whose rows are all heads of a `HeadTable`."""
 
-    def __init__(self, table: HeadTable, hidden: int, std: float, seed: int, bias: bool = True) -> None:
+    def __init__(self, table: HeadTable, hidden: int, std: float, seed: int, losses: Losses, bias: bool = True) -> None:
         """Draw each head's rows from its own stream, so that they do not depend on which other tasks there are.
 
         Args:
@@ -98,45 +95,37 @@ class PackedHead(nn.Module):
             hidden: size of a feature.
             std: standard deviation of the initial weights.
             seed: the run's.
+            losses: who computes.
             bias: whether there is one; the stock classifiers of decoders have none.
         """
         super().__init__()
-        self.first_span_row = table.first_span_row
+        self.losses = losses
         rows = [seeded_normal(seed, f"head/{h.name}", (h.size, hidden), std) for h in table.heads]
         self.weight = nn.Parameter(torch.cat(rows))
         self.bias = nn.Parameter(torch.zeros(table.rows)) if bias else None
 
-    def forward(
-        self,
-        pooled: Tensor,
-        tokens: Tensor,
-        pooled_scores: Tensor,
-        token_scores: Tensor,
-        regression_scores: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Score features against rows.
+    def forward(self, features: Tensor, batch: Batch) -> HeadLoss:
+        """The losses of a batch's segments and regression rows.
 
         Args:
-            pooled: [P, H] pooled features.
-            tokens: [Q, H] token features, scored by span rows only.
-            pooled_scores: [E1, 2] (pooled feature, row).
-            token_scores: [E2, 2] (token feature, row).
-            regression_scores: [N, 2] (pooled feature, row).
-
-        Returns:
-            [E1 + E2] scores and [N] predictions. With nothing to score both are empty, and the backward pass still
-            gives weight and bias a gradient of zeros.
+            features: [P + Q, H] pooled features, then token features.
+            batch: what is scored, and against what. With nothing to score the backward pass still gives weight and
+                bias a gradient, of zeros.
         """
-        split = self.first_span_row
-        by_pooled = F.linear(pooled, self.weight[:split], None if self.bias is None else self.bias[:split])
-        by_token = F.linear(tokens, self.weight[split:], None if self.bias is None else self.bias[split:])
-        scores = torch.cat(
-            [
-                by_pooled[pooled_scores[:, 0], pooled_scores[:, 1]],
-                by_token[token_scores[:, 0], token_scores[:, 1] - split],
-            ]
+        return self.losses.head_losses(
+            features,
+            self.weight,
+            self.bias,
+            batch.segments,
+            batch.offsets,
+            batch.target,
+            torch.cat([batch.weight, batch.regression_weight]),
+            batch.regression_scores,
+            batch.regression_target,
+            scores=batch.scores,
+            task=torch.cat([batch.segment_task, batch.regression_task]),
+            tasks=batch.tasks,
         )
-        return scores, by_pooled[regression_scores[:, 0], regression_scores[:, 1]]
 
 
 def seeded_normal(seed: int, name: str, shape: tuple[int, ...], std: float) -> Tensor:

@@ -18,7 +18,7 @@ from transformers import AutoModel
 
 from trainer.batch.batch import Batch
 from trainer.config.schema import OptimizerConfig, Recipe
-from trainer.losses.segment import segment_cross_entropy, squared_error
+from trainer.losses import Losses, ReferenceLosses, choose
 from trainer.model.backbone import (
     LM_CLASSES,
     Backbone,
@@ -42,7 +42,7 @@ _LM_FAMILIES = (Family.SEQ2SEQ, Family.MASKED_LM, Family.CAUSAL_LM)
 class MultiTaskModel(nn.Module):
     """One backbone and all its heads. Parts that no task of the mixture needs are None."""
 
-    def __init__(self, backbone: Backbone, table: HeadTable, recipe: Recipe, has_lm: bool) -> None:
+    def __init__(self, backbone: Backbone, table: HeadTable, recipe: Recipe, has_lm: bool, losses: Losses) -> None:
         """Put the parts together; `fresh` names the parameters that no checkpoint provides."""
         super().__init__()
         config, kind = backbone.body.config, backbone.kind
@@ -59,64 +59,53 @@ class MultiTaskModel(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.span_dropout = nn.Dropout(span_dropout)
         self.head = (
-            PackedHead(table, config.hidden_size, initial_std(config), recipe.seed, stock.output_bias)
+            PackedHead(table, config.hidden_size, initial_std(config), recipe.seed, losses, stock.output_bias)
             if table.rows
             else None
         )
-        self.vocabulary = VocabularyHead(backbone.body, config, stock, kind) if has_lm else None
+        self.vocabulary = VocabularyHead(backbone.body, config, stock, kind, losses) if has_lm else None
         self.fresh: set[str] = set()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of a micro-batch and what metrics need.
 
         Returns:
-            `loss`, an fp32 scalar: the sum of weight x loss over segments, regression rows and LM tokens. And, without
-            gradient: `scores` [E], `segment_loss` [G], `regression` [N] (predictions on the [0, 1] scale),
-            `regression_loss` [N], `lm_loss` [T].
+            `loss`, an fp32 scalar (fp64 for fp64 models): the sum of weight x loss over segments, regression rows and
+            LM tokens. And, without gradient: `by_task` [tasks] its parts, `scores` [E], `segment_loss` [G],
+            `regression` [N] (predictions on the [0, 1] scale), `regression_loss` [N], `lm_loss` [T].
         """
         hidden = self.backbone(batch)
-        scores, regression = self._scores(hidden, batch)
-        segment_loss = segment_cross_entropy(scores, batch.offsets, batch.target)
-        regression_loss = squared_error(regression, batch.regression_target)
-        lm_loss = self._lm_loss(hidden, batch)
-        loss = (
-            (segment_loss * batch.weight).sum()
-            + (regression_loss * batch.regression_weight).sum()
-            + (lm_loss * batch.lm_weight).sum()
-        )
+        nothing = torch.zeros(0, device=hidden.device)
+        loss, by_task = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(batch.tasks, dtype=torch.float32)
+        scores = head_loss = lm_loss = nothing
+        if self.head is not None:
+            of_heads = self.head(self._features(hidden, batch), batch)
+            loss, by_task = loss + of_heads.total, by_task + of_heads.by_task
+            scores, head_loss = of_heads.scores, of_heads.loss
+        if self.vocabulary is not None:
+            of_words = self.vocabulary(hidden.index_select(0, batch.lm_positions), batch)
+            loss, lm_loss = loss + of_words.total, of_words.loss
+            by_task = by_task.index_add(0, batch.lm_task, batch.lm_weight * lm_loss)
+        segments = len(batch.target)
         return {
             "loss": loss,
-            "scores": scores.detach(),
-            "segment_loss": segment_loss.detach(),
-            "regression": regression.detach(),
-            "regression_loss": regression_loss.detach(),
-            "lm_loss": lm_loss.detach(),
+            "by_task": by_task,
+            "scores": scores[: batch.scores],
+            "segment_loss": head_loss[:segments],
+            "regression": scores[batch.scores :],
+            "regression_loss": head_loss[segments:],
+            "lm_loss": lm_loss,
         }
 
-    def _scores(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        if self.head is None:
-            return hidden.new_zeros(0), hidden.new_zeros(0)
+    def _features(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """[P + Q, H] what the packed head sees: pooled features, then token features."""
         pooled = hidden.index_select(0, self.backbone.pooled_positions(batch))
         tokens = hidden.index_select(0, batch.tokens)
         if self.trunk is not None:
             # One call for both, where both pass: ZeRO-3 gathers the trunk once.
             together = self.trunk(torch.cat([pooled, tokens]) if self.span_trunk else pooled)
             pooled, tokens = together[: len(pooled)], together[len(pooled) :] if self.span_trunk else tokens
-        scores, regression = self.head(
-            self.dropout(pooled),
-            self.span_dropout(tokens),
-            batch.pooled_scores,
-            batch.token_scores,
-            batch.regression_scores,
-        )
-        return scores, regression
-
-    def _lm_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        if self.vocabulary is None:
-            return hidden.new_zeros(0)
-        states = hidden.index_select(0, batch.lm_positions)
-        loss: Tensor = self.vocabulary(states, batch.lm_target, batch.lm_smoothing)
-        return loss
+        return torch.cat([self.dropout(pooled), self.span_dropout(tokens)])
 
     def parameter_groups(self, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
         """Groups `body`, `body_no_decay` (biases and norms) and `heads`, those that are not empty, in this order.
@@ -188,7 +177,7 @@ def build_model(recipe: Recipe, tasks: Sequence[TaskSpec], random_weights: Path 
     with torch.random.fork_rng(devices=[]):  # what constructors draw is overwritten: it must not move the run's state
         body, fresh = load_body(recipe, config, kind, has_lm, folder)
         backbone = Backbone(body, kind, load_tokenizer(recipe.model))
-        model = MultiTaskModel(backbone, HeadTable.of(tasks, recipe.heads), recipe, has_lm)
+        model = MultiTaskModel(backbone, HeadTable.of(tasks, recipe.heads), recipe, has_lm, choose(recipe.kernels))
     model.fresh = {f"backbone.body.{name}" for name in fresh}
     if model.head is not None:
         model.fresh |= {f"head.{name}" for name, _ in model.head.named_parameters()}
@@ -220,7 +209,8 @@ def skeleton(recipe: Recipe, tasks: Sequence[TaskSpec]) -> MultiTaskModel:
     tokenizer = load_tokenizer(recipe.model)
     with torch.device("meta"):
         body = stock_body(LM_CLASSES[kind] if has_lm else AutoModel, config)
-        return MultiTaskModel(Backbone(body, kind, tokenizer), HeadTable.of(tasks, recipe.heads), recipe, has_lm)
+        table = HeadTable.of(tasks, recipe.heads)
+        return MultiTaskModel(Backbone(body, kind, tokenizer), table, recipe, has_lm, ReferenceLosses())
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """The model's own output layer, applied only where a token is predicted.
 
 Owns: `VocabularyHead`: `features = transform(hidden)`, then `logits = features @ weight.T + bias`, then the loss. The
-last two are together in one module that holds weight and bias itself, so that a fused linear cross-entropy can take
-their place without the logits ever being whole.
+last two are one call of the fused linear cross-entropy, in a module that holds weight and bias itself.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from trainer.batch.batch import Batch
 from trainer.errors import ModelError
-from trainer.losses.segment import vocabulary_cross_entropy
+from trainer.losses.interface import Losses, VocabularyLoss
 from trainer.model.stock import Stock
 
 _DEBERTA_NEW_HEAD = tuple(f"lm_predictions.lm_head.{name}" for name in ("dense", "transform_act_fn", "LayerNorm"))
@@ -29,8 +29,9 @@ class VocabularyHead(nn.Module):
     directly, so this module's forward and backward find them whole.
     """
 
-    def __init__(self, body: Any, config: Any, stock: Stock, kind: str) -> None:
+    def __init__(self, body: Any, config: Any, stock: Stock, kind: str, losses: Losses) -> None:
         super().__init__()
+        self.losses = losses
         new_deberta = hasattr(body, "lm_predictions")  # `legacy: false`: the embeddings are the output layer
         steps = _DEBERTA_NEW_HEAD if new_deberta else stock.lm_transform
         if kind == "encoder" and not steps:
@@ -44,19 +45,32 @@ class VocabularyHead(nn.Module):
         )
         self._constant_bias: tuple[Any, ...] = (body,) if hasattr(body, "final_logits_bias") else ()
         self.scale = _feature_scale(config)
-        self.cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
 
-    def forward(self, hidden: Tensor, target: Tensor, smoothing: Tensor) -> Tensor:
-        """[T] cross-entropy of the target tokens under [T, H] hidden states."""
-        return vocabulary_cross_entropy(self.logits(hidden), target, smoothing)
+    def forward(self, hidden: Tensor, batch: Batch) -> VocabularyLoss:
+        """The losses of a batch's predicted tokens under [T, H] hidden states."""
+        features = self.features(hidden)
+        return self.losses.linear_cross_entropy(
+            features,
+            self.weight,
+            self._output_bias(features),
+            batch.lm_target,
+            batch.lm_weight,
+            smoothing=batch.lm_smoothing,
+            softcap=self.softcap,
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[T, V] scores of the vocabulary."""
-        bias: Tensor | None = self.bias
+        """[T, V] scores of the vocabulary, for who wants to look at them; training never holds them."""
+        features = self.features(hidden)
+        scores = F.linear(features, self.weight, self._output_bias(features))
+        return torch.tanh(scores / self.softcap) * self.softcap if self.softcap else scores
+
+    def _output_bias(self, features: Tensor) -> Tensor | None:
         if self._constant_bias:  # BART's is a buffer, and zero in all but a few checkpoints
-            bias = self._constant_bias[0].final_logits_bias[0].to(hidden.dtype)
-        scores = F.linear(self.features(hidden), self.weight, bias)
-        return scores if self.cap is None else torch.tanh(scores / self.cap) * self.cap
+            bias: Tensor = self._constant_bias[0].final_logits_bias[0].to(features.dtype)
+            return bias
+        return self.bias
 
     def features(self, hidden: Tensor) -> Tensor:
         """[T, E] what the last linear layer sees."""

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trainer.losses import build
 from trainer.run.memory import readable
 
 _LEAST_DISK = 10 * 2**30
@@ -61,6 +62,7 @@ def examine(cache: Path | None = None) -> list[Finding]:
         *_versions(),
         *_accelerators(),
         *_compilers(),
+        _kernels(),
         *_ops(),
         *_tools(),
         *_disk({"disk, token cache": folder, "disk, current folder": Path.cwd()}),
@@ -176,6 +178,18 @@ def cuda_toolkit(built: str | None, nvcc: str, gcc: str) -> Finding:
         remedy = f"set CXX to a g++ older than {too_new[0]}, or install a newer CUDA toolkit"
         return Finding(topic, Level.WARNING, f"{found}; it does not take g++ {gcc}", remedy)
     return Finding(topic, Level.OK, found)
+
+
+def _kernels() -> Finding:
+    """The loss kernels: compiled, to be compiled by the first run, or not possible."""
+    topic = "loss kernels"
+    try:
+        tools = build.Toolchain.find()
+    except build.KernelBuildError as error:
+        return Finding(topic, Level.WARNING, "cannot be compiled; losses run in plain PyTorch", str(error))
+    if build.library_path(tools).exists():
+        return Finding(topic, Level.OK, f"compiled for {tools.target}")
+    return Finding(topic, Level.OK, f"the first run compiles them for {tools.target} (`sett kernels`)")
 
 
 def _ops() -> Iterator[Finding]:

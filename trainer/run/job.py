@@ -16,13 +16,14 @@ from trainer.engine.checkpoint import Checkpoints, newest
 from trainer.engine.deepspeed_json import resolve
 from trainer.engine.launch import Launch, run_ranks
 from trainer.errors import ConfigError, RunError
+from trainer.losses import compile_ahead
 from trainer.metrics.log import FILE_NAME
 from trainer.run.prepare import Progress, prepare
 
 RECIPE, TENSORBOARD = "recipe.yaml", "tensorboard"
 
-_MAY_CHANGE = ("evaluation", "checkpoint", "early_stopping", "cache", "workers", "output", "name")
-"""Sections a started run may change: nothing in them alters the trajectory of the weights."""
+_MAY_CHANGE = ("evaluation", "checkpoint", "early_stopping", "kernels", "cache", "workers", "output", "name")
+"""Sections a started run may change: nothing in them alters the trajectory of the weights, beyond rounding."""
 
 _BUT_NOT = ("dev_share", "dev_rows")
 """Keys of `evaluation` that decide which rows are trained on."""
@@ -51,6 +52,7 @@ def train(recipe: Recipe, launch: Launch | None = None, progress: Progress | Non
     resolve(recipe, world_size, hidden_size=job.hidden_size, device=_device())
     if job.by_step:
         job.planner(recipe.window.group or world_size)
+    compile_ahead(recipe.kernels, say=print)
     open_run(recipe)
     run_dir = recipe.run_dir
     if not is_finished(run_dir):

@@ -55,7 +55,9 @@ def compare(values: dict[str, Any], steps: int) -> dict[str, Any]:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     job = prepare_together(recipe, rank)
     torch.manual_seed(0)
-    reference = copy.deepcopy(build_model(recipe, job.tasks, job.random_weights))
+    # Whatever computes the losses of the run, these are PyTorch's own.
+    plain = recipe.model_copy(update={"kernels": "reference"})
+    reference = copy.deepcopy(build_model(plain, job.tasks, job.random_weights))
     reference.train()
     config = recipe.optimizer
     optimizer = torch.optim.AdamW(reference.parameter_groups(config), betas=config.betas, eps=config.eps)

@@ -1,0 +1,42 @@
+// Owns: the CPU kernels for AVX-512 (F, BW, DQ, VL). Nothing on other processors.
+#if defined(__x86_64__)
+
+// What others own is included before the instruction set is switched on, so that none of it is compiled for it.
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "isa.h"
+
+#if !defined(__clang__)
+// GCC 12 warns of the undefined operands in its own intrinsics.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
+
+#define SETT_CPU_ISA cpu_avx512
+// A namespace of its own for row_algebra.h: its scalar functions are compiled for this instruction set too, see isa.h.
+#define algebra algebra_avx512
+#include "../row_algebra.h"
+#include "vector_avx512.h"
+
+namespace sett {
+namespace SETT_CPU_ISA {
+template <typename S> using MachineOf = VectorMachine;
+}
+}  // namespace sett
+
+#include "kernels_impl.h"
+
+namespace sett {
+namespace cpu {
+const Kernels kAvx512Kernels = SETT_CPU_ISA::kKernels;
+}
+}  // namespace sett
+
+#pragma GCC pop_options
+
+#endif
