@@ -21,6 +21,13 @@
 
 #include "sett.h"
 
+#ifdef SETT_WITH_CUDA
+// Both are met at link time alone: torch declares the first only where its own USE_CUDA is set, and the second would
+// want the toolkit's headers.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+extern "C" int cudaHostAlloc(void** host, size_t size, unsigned int flags);
+#endif
+
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -125,8 +132,6 @@ void keep_lowest(sett::Fault& lowest, const sett::Fault& other) {
 }
 
 #ifdef SETT_WITH_CUDA
-extern "C" int cudaHostAlloc(void** host, size_t size, unsigned int flags);
-
 // One fault in host memory that all devices see. Kernels write it only when something is wrong.
 sett::Fault* shared_fault() {
   static sett::Fault* fault = [] {

@@ -12,6 +12,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from torch.utils.cpp_extension import include_paths
+
+from trainer.losses.build import STABLE_ABI
 
 CUDA = Path(__file__).parents[2] / "kernels" / "csrc" / "cuda"
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100"]
@@ -65,3 +68,16 @@ def test_every_kernel_on_every_architecture(tmp_path: Path) -> None:
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         problems = list(pool.map(lambda job: compile_one(nvcc, *job, tmp_path), jobs))
     assert not (found := [problem for some in problems for problem in some]), "\n".join(found)
+
+
+@pytest.mark.parametrize("cuda", [[], ["-DSETT_WITH_CUDA"]], ids=["cpu", "cuda"])
+def test_the_binding_compiles_without_a_toolkit(cuda: list[str]) -> None:
+    """With and without CUDA, against the headers of any torch: it must not depend on how that torch was built."""
+    compiler = shutil.which(os.environ.get("CXX") or "c++")
+    if compiler is None:
+        pytest.skip("NO C++ COMPILER: the binding of the loss kernels is not compiled")
+    headers = [flag for folder in include_paths() for flag in ("-isystem", folder)]
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", STABLE_ABI]
+    command = [compiler, *flags, *cuda, *headers, str(CUDA.parent / "binding.cpp")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

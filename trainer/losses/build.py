@@ -29,7 +29,7 @@ _LIBRARY = "libsett_kernels.so"
 _CXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden")
 _NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 # Only what torch promises to keep from 2.11 on: one build serves every later torch.
-_STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
 
 class KernelBuildError(SettError):
@@ -172,10 +172,10 @@ def _commands(tools: Toolchain, out: Path) -> tuple[list[list[str]], list[str]]:
         if source.suffix == ".cu":
             compiling.append([str(tools.nvcc), *_NVCC_FLAGS, *gencode, *include, "-c", str(source), "-o", target])
         else:
-            meets_torch = [_STABLE_ABI, *torch_include, *(["-DSETT_WITH_CUDA"] if tools.nvcc else [])]
+            meets_torch = [STABLE_ABI, *torch_include, *(["-DSETT_WITH_CUDA"] if tools.nvcc else [])]
             extra = meets_torch if source.name == "binding.cpp" else []
             compiling.append([tools.cxx, *_CXX_FLAGS, *extra, *include, "-c", str(source), "-o", target])
-    libraries = ["-ltorch", "-ltorch_cpu", *(["-ltorch_cuda"] if tools.nvcc else [])]
+    libraries = ["-ltorch_cpu", *(["-ltorch_cuda"] if tools.nvcc else [])]
     link = [tools.cxx, "-shared", *objects, "-o", str(out / _LIBRARY), "-L", str(Path(torch.__file__).parent / "lib")]
     return compiling, [*link, *libraries, *([str(tools.cudart)] if tools.cudart else [])]
 
