@@ -8,6 +8,7 @@ scores are as many as a warp holds, 4096 a block, 32768 a cluster of 8.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import struct
 import subprocess
@@ -44,7 +45,7 @@ def build(folder: Path, *flags: str) -> Path:
         subprocess.run([*command, "-x", "c++", "-c", str(source), "-o", str(to)], check=True)
         return str(to)
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(compile_one, sources))
     driver = folder / "driver"
     subprocess.run(["g++", "-pthread", *flags, *objects, "-o", str(driver)], check=True)
@@ -104,7 +105,9 @@ class Call:
 
 def run(driver: Path, calls: list[Call], folder: Path) -> None:
     (folder / "calls").write_bytes(b"".join(call.encode() for call in calls))
-    done = subprocess.run([str(driver), str(folder / "calls"), str(folder / "results")], capture_output=True, text=True)
+    # Hundreds of threads that wait for each other: tests that run beside this one would hardly get a turn.
+    command = ["nice", "-n", "19", str(driver), str(folder / "calls"), str(folder / "results")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stderr == ""
     data = memoryview((folder / "results").read_bytes())
