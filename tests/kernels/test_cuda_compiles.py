@@ -18,11 +18,6 @@ from trainer.losses.build import STABLE_ABI
 
 CUDA = Path(__file__).parents[2] / "kernels" / "csrc" / "cuda"
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100"]
-PACKAGES = "nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-nvvm nvidia-cuda-cccl (all 13.0.*)"
-
-# Bytes a thread may spill. The segment kernels fill their registers with scores on purpose; what the compiler then puts
-# aside is a few scalars per segment, of some thousand instructions. More would be scores.
-SPILL = {"segment_kernel": 128}
 
 
 def find_nvcc() -> Path | None:
@@ -51,9 +46,7 @@ def compile_one(nvcc: Path, source: Path, architecture: str, folder: Path) -> li
         if found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
             count += 1
             stack, stores, loads = map(int, found.groups())
-            allowed = max((n for name, n in SPILL.items() if name in kernel), default=0)
-            # A stack without spills is an array that has left the registers.
-            if max(stores, loads) > allowed or stack > min(stores, allowed) + 8:
+            if stores or loads or stack:  # a stack without spills is an array that has left the registers
                 problems.append(f"{where}: {kernel}: {line.strip()}")
     return problems if count else [f"{where}: ptxas reported no kernel"]
 
@@ -61,7 +54,7 @@ def compile_one(nvcc: Path, source: Path, architecture: str, folder: Path) -> li
 def test_every_kernel_on_every_architecture(tmp_path: Path) -> None:
     nvcc = find_nvcc()
     if nvcc is None:
-        pytest.skip(f"NO CUDA COMPILER: the kernels are NOT compiled here; pip install {PACKAGES}, or set CUDA_HOME")
+        pytest.skip("NO CUDA COMPILER: the kernels are NOT compiled here; pip install -e '.[nvcc]', or set CUDA_HOME")
     sources = sorted(CUDA.glob("*.cu"))
     longest_first = ["segments", "heads", "sums"]
     jobs = sorted(product(sources, ARCHITECTURES), key=lambda job: longest_first.index(job[0].stem))

@@ -20,6 +20,9 @@ namespace cuda {
 __device__ __forceinline__ unsigned word(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
+__device__ __forceinline__ unsigned& word(uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
 
 // The same vector, by an XOR with a zero that the compiler does not know. Else it keeps what one loop unpacked for the
 // next one, at twice the registers of the scores themselves.
@@ -53,6 +56,11 @@ template <> struct Format<float> {
     return make_uint4(__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]), __float_as_uint(x[3]));
   }
   static __device__ __forceinline__ uint4 lowest() { return make_uint4(kLowest, kLowest, kLowest, kLowest); }
+  // Puts scores 2i and 2i + 1 of a vector.
+  static __device__ __forceinline__ void put(uint4& v, int i, float a, float b) {
+    word(v, 2 * i) = __float_as_uint(a);
+    word(v, 2 * i + 1) = __float_as_uint(b);
+  }
   // The larger scores of two vectors, place by place.
   static __device__ __forceinline__ uint4 larger_of(const uint4& a, const uint4& b) {
     const float both[4] = {larger(get(a, 0), get(b, 0)), larger(get(a, 1), get(b, 1)), larger(get(a, 2), get(b, 2)),
@@ -73,6 +81,10 @@ template <> struct Format<double> {
   static __device__ __forceinline__ uint4 pack(const double (&x)[2]) {
     return make_uint4(static_cast<unsigned>(__double2loint(x[0])), static_cast<unsigned>(__double2hiint(x[0])),
                       static_cast<unsigned>(__double2loint(x[1])), static_cast<unsigned>(__double2hiint(x[1])));
+  }
+  static __device__ __forceinline__ void put(uint4& v, int, double a, double b) {
+    const double both[2] = {a, b};
+    v = pack(both);
   }
   static __device__ __forceinline__ uint4 lowest() { return make_uint4(0, 0xfff00000u, 0, 0xfff00000u); }
   static __device__ __forceinline__ uint4 larger_of(const uint4& a, const uint4& b) {
@@ -95,6 +107,7 @@ template <> struct Format<__half> {
   static __device__ __forceinline__ unsigned two(float a, float b) {
     return bits_of(__floats2half2_rn(a, b));
   }
+  static __device__ __forceinline__ void put(uint4& v, int i, float a, float b) { word(v, i) = two(a, b); }
   static __device__ __forceinline__ uint4 pack(const float (&x)[8]) {
     return make_uint4(two(x[0], x[1]), two(x[2], x[3]), two(x[4], x[5]), two(x[6], x[7]));
   }
@@ -122,6 +135,7 @@ template <> struct Format<__nv_bfloat16> {
   static __device__ __forceinline__ unsigned two(float a, float b) {
     return bits_of(__floats2bfloat162_rn(a, b));
   }
+  static __device__ __forceinline__ void put(uint4& v, int i, float a, float b) { word(v, i) = two(a, b); }
   static __device__ __forceinline__ uint4 pack(const float (&x)[8]) {
     return make_uint4(two(x[0], x[1]), two(x[2], x[3]), two(x[4], x[5]), two(x[6], x[7]));
   }

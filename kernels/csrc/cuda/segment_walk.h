@@ -27,16 +27,29 @@ enum class Mode { entropy, divergence, both };
 // vectors of 16 bytes a thread in at most 80 registers: three blocks a multiprocessor, 96 KiB of scores, so that one's
 // loads and stores run under the others' arithmetic and barriers; 8 blocks hold 131072 scores. Everything else holds
 // twice the bytes in at most 128 registers: two blocks, 128 KiB. Either is several times what covers the latency of HBM
-// at full bandwidth. Without clusters one block takes all the registers of a multiprocessor.
+// at full bandwidth. Without clusters one block takes all the registers of a multiprocessor. fp64 is not made for speed.
+// Nothing may spill (tests/kernels/test_cuda_compiles.py).
 constexpr int kThreads = SETT_SEGMENT_THREADS;
 
 template <typename S, Mode kMode> constexpr bool is_lean() { return kMode == Mode::entropy && sizeof(S) == 2; }
-template <typename S, Mode kMode> constexpr int most_threads() { return kThreads * (is_lean<S, kMode>() ? 3 : 2); }
+template <typename S, Mode kMode> constexpr int most_threads() {
+  return sizeof(S) == 8 ? kThreads : kThreads * (is_lean<S, kMode>() ? 3 : 2);
+}
 // 16-byte vectors of x that a thread holds, and as many of y.
 template <typename S, Mode kMode> constexpr int held_vectors() {
-  if (sizeof(S) == 8) return kMode == Mode::entropy ? 4 : 1;  // not made for speed
+  if (sizeof(S) == 8) return kMode == Mode::entropy ? 4 : 1;
+  if (sizeof(S) == 4 && kMode == Mode::both) return 7;
   return is_lean<S, kMode>() || kMode != Mode::entropy ? 8 : 16;
 }
+
+// Where in the launch a warp is, parked in shared memory.
+struct Place {
+  int64_t segment;   // under way, by its number
+  int step, rounds;  // of the kernel's loop
+  int blocks, rank;  // of the cluster, and of this block in it
+  int last;          // chunk of the segment
+  double at_target;  // the gradient of the target's score, for the lane that writes it
+};
 
 template <typename S, Mode kMode> struct Kernel {
   using F = Format<S>;
@@ -48,6 +61,13 @@ template <typename S, Mode kMode> struct Kernel {
   static constexpr bool kDivergence = kMode != Mode::entropy;
   using State = std::conditional_t<kDivergence, PairState<Real>, algebra::SoftmaxState<Real>>;
   using Shared = Exchange<sizeof(State)>;
+  static constexpr size_t kShared = Shared::kBytes + sizeof(Place) * kMaxWarps;
+
+  // This warp's place.
+  static __device__ __forceinline__ volatile Place* place() {
+    return reinterpret_cast<volatile Place*>(shared_memory() + Shared::kBytes) + warp_index();
+  }
+  static __device__ __forceinline__ volatile int64_t* number() { return &place()->segment; }
 
   // One segment, by its number. Cheap to find again: what a thread need not keep in registers over a barrier.
   struct Segment {
@@ -160,16 +180,24 @@ template <typename S, Mode kMode> struct Kernel {
     if constexpr (kDivergence) *at(args.grad_y, segment.begin + i) = F::stored(grad_y);
   }
 
-  static __device__ __forceinline__ void write_vector(const Row& row, const uint4& x, const uint4& y, uint4* to_x,
-                                                      uint4* to_y, int to, Real& value) {
-    Real grad_x[kWidth], grad_y[kWidth];
+  // `to`: where in bytes both gradients of the vector belong. Two scores at a time are in registers.
+  static __device__ __forceinline__ void write_vector(const SegmentArgs& args, const Row& row, const uint4& x,
+                                                      const uint4& y, int64_t to, Real& value) {
+    uint4 to_x = make_uint4(0, 0, 0, 0), to_y = to_x;
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      gradient(row, F::get(x, i), kDivergence ? F::get(y, i) : Real(0), false, grad_x[i], grad_y[i], value);
+    for (int i = 0; i < kWidth / 2; ++i) {
+      Real grad_x[2], grad_y[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int k = 2 * i + j;
+        gradient(row, F::get(x, k), kDivergence ? F::get(y, k) : Real(0), false, grad_x[j], grad_y[j], value);
+      }
+      F::put(to_x, i, grad_x[0], grad_x[1]);
+      if constexpr (kDivergence) F::put(to_y, i, grad_y[0], grad_y[1]);
     }
-    if (to_x == nullptr) return;
-    to_x[to] = F::pack(grad_x);
-    if constexpr (kDivergence) to_y[to] = F::pack(grad_y);
+    if (args.grad_x == nullptr) return;
+    *reinterpret_cast<uint4*>(static_cast<char*>(args.grad_x) + to) = to_x;
+    if constexpr (kDivergence) *reinterpret_cast<uint4*>(static_cast<char*>(args.grad_y) + to) = to_y;
   }
 
   // A segment without loss (not a number: with a bad one): zero gradients.
@@ -270,13 +298,13 @@ template <typename S, Mode kMode> struct Kernel {
     }
   }
 
-  static __device__ __forceinline__ void run(const SegmentArgs& args, const Team& team, Shared& exchange, int64_t g) {
+  static __device__ __forceinline__ void run(const SegmentArgs& args, const Team& team, Shared& exchange) {
     Chunk chunk;
     State state = no_state(static_cast<State*>(nullptr));
     Real target_score = Real(0), target_partner = Real(0);
-    int last = 0;
     {
-      const Segment segment(args, g);
+      int last = 0;
+      const Segment segment(args, *number());
       if (segment.target >= 0) {
         target_score = F::real(*at(args.x, segment.begin + segment.target));
         if constexpr (kDivergence) target_partner = F::real(*at(args.y, segment.begin + segment.target));
@@ -315,36 +343,46 @@ template <typename S, Mode kMode> struct Kernel {
         if ((last + 1) * reach >= segment.span.vectors) break;
         ++last;
       }
+      park(&place()->last, last);
     }
     state = merge_team(team, exchange, state);
 
-    const Segment segment(args, g);
-    const Row row = finish(args, segment, team, state, g, target_score);
+    const Segment segment(args, *number());
+    const Row row = finish(args, segment, team, state, *number(), target_score);
     if (!kDivergence && args.grad_x == nullptr) return;
-    Real value = Real(0);
-    for (int c = last; c >= 0; --c) {
-      if (c != last) chunk.load(args, segment, team, c);
-      uint4* to_x = args.grad_x == nullptr ? nullptr : vectors_at(args.grad_x, segment) + first_vector(team, c);
-      uint4* to_y = args.grad_x == nullptr ? nullptr : vectors_at(args.grad_y, segment) + first_vector(team, c);
-#pragma unroll
-      for (int v = 0; v < kHeld; ++v) {
-        if (v * kWarp >= chunk.room) continue;
-        write_vector(row, afresh(chunk.x[v]), afresh(chunk.y[v]), to_x, to_y, v * kWarp, value);
-      }
-    }
-    for (int64_t i = team.thread; i < segment.span.edges(segment.length); i += team.size) {
-      write_edge(args, row, segment, segment.span.edge(i), value);
-    }
-    // Over what the same thread wrote above as if the target were another score.
     if (args.grad_x != nullptr && owns_target(segment, team)) {
       Real grad_x, grad_y, counted = Real(0);
       gradient(row, target_score, target_partner, true, grad_x, grad_y, counted);
-      *at(args.grad_x, segment.begin + segment.target) = F::stored(grad_x);
+      place()->at_target = static_cast<double>(grad_x);
     }
+    Real value = Real(0);
+    for (int c = place()->last; c >= 0; --c) {
+      if (c != place()->last) chunk.load(args, segment, team, c);
+      const int64_t to = (segment.begin + segment.span.head) * int64_t(sizeof(S)) +
+                         first_vector(team, c) * int64_t(sizeof(uint4));
+#pragma unroll
+      for (int v = 0; v < kHeld; ++v) {
+        if (v * kWarp >= chunk.room) continue;
+        write_vector(args, row, afresh(chunk.x[v]), afresh(chunk.y[v]), to + v * kWarp * int64_t(sizeof(uint4)), value);
+      }
+    }
+    write_rest(args, row, team, value);
     if constexpr (kDivergence) {
       value = merge_team(team, exchange, value);
-      if (team.thread == 0) static_cast<Real*>(args.kl)[g] = value;
+      if (team.thread == 0) static_cast<Real*>(args.kl)[*number()] = value;
     }
+  }
+
+  // The edges and the target.
+  static __device__ __forceinline__ void write_rest(const SegmentArgs& args, const Row& row, const Team& team,
+                                                    Real& value) {
+    const Segment segment(args, *number());
+    for (int64_t i = team.thread; i < segment.span.edges(segment.length); i += team.size) {
+      write_edge(args, row, segment, segment.span.edge(i), value);
+    }
+    // Over what this thread wrote before as if the target were another score.
+    if (args.grad_x == nullptr || !owns_target(segment, team)) return;
+    *at(args.grad_x, segment.begin + segment.target) = F::stored(static_cast<Real>(place()->at_target));
   }
 
   static __device__ __forceinline__ int clamp(int64_t n) {

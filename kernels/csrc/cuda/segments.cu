@@ -16,10 +16,16 @@ __global__ void __launch_bounds__(most_threads<S, kMode>(), 1)
   using K = Kernel<S, kMode>;
   using Real = typename K::Real;
   typename K::Shared exchange;
-  const int blocks = cluster_blocks(), rank = cluster_rank(), teams = blocks * warp_count();
-  const int rounds = (stride + teams - 1) / teams;
-  for (int step = 0; step < rounds + stride; ++step) {
-    const int i = step < rounds ? step * teams + rank * warp_count() + warp_index() : step - rounds;
+  park(&K::place()->blocks, cluster_blocks());
+  park(&K::place()->rank, cluster_rank());
+  park(&K::place()->rounds, (stride + cluster_blocks() * warp_count() - 1) / (cluster_blocks() * warp_count()));
+  park(&K::place()->step, 0);
+  while (true) {
+    const int step = K::place()->step, rounds = K::place()->rounds;
+    if (step >= rounds + stride) break;
+    park(&K::place()->step, step + 1);
+    const int blocks = K::place()->blocks, rank = K::place()->rank;
+    const int i = step < rounds ? (step * blocks + rank) * warp_count() + warp_index() : step - rounds;
     const int64_t g = int64_t(blockIdx.x / blocks) * stride + i;
     if (i >= stride || g >= args.segments) continue;
     // All loads before the first branch on one of them.
@@ -39,7 +45,8 @@ __global__ void __launch_bounds__(most_threads<S, kMode>(), 1)
     } else if (length == 0 || (!K::kDivergence && target == kIgnore)) {
       K::leave_out(args, team, g, begin, length, Real(0));
     } else {
-      K::run(args, team, exchange, g);
+      park(&K::place()->segment, g);
+      K::run(args, team, exchange);
     }
   }
   exchange.join();
@@ -78,8 +85,8 @@ template <typename S, Mode kMode> int launch_segments(const SegmentArgs& args, v
   const int64_t mixed = std::min<int64_t>(warps, std::max<int64_t>(args.segments / kFewestGroups, 1));
   const int64_t stride = std::max<int64_t>(short_ones ? warps : even ? 1 : mixed, (args.segments >> 27) + 1);
   const int64_t groups = (args.segments + stride - 1) / stride;
-  return launch(segment_kernel<S, kMode>, groups * shape.cluster, shape.cluster, shape.threads, K::Shared::kBytes,
-                stream, args, static_cast<int>(stride));
+  return launch(segment_kernel<S, kMode>, groups * shape.cluster, shape.cluster, shape.threads, K::kShared, stream, args,
+                static_cast<int>(stride));
 }
 
 }  // namespace

@@ -78,30 +78,51 @@ template <typename T> __device__ __forceinline__ PairState<T> merge_lanes(PairSt
   return s;
 }
 
+// A word that all lanes of a warp know, kept in shared memory. While a segment is walked, registers are full of scores:
+// what has no room there the compiler would put aside in local memory.
+template <typename T> __device__ __forceinline__ void park(volatile T* place, T value) {
+  __syncwarp(kAllLanes);  // all have read what was there
+  if (lane_index() == 0) *place = value;
+  __syncwarp(kAllLanes);
+}
+
 // The shared memory behind the merges. There are two sets of places, used in turn: who writes a set for the merge after
 // next has passed the barrier of the next one, which every thread reaches only when it has read the set.
 template <size_t kPlace> struct Exchange {
-  static constexpr size_t kBytes = kPlace * 2 * (kMaxWarps + kMaxCluster);
-
-  int block_turn = 0;    // merges among warps so far, of this block; of them and the next the last bit
-  int cluster_turn = 0;  // merges among blocks so far, of this cluster
-  bool joined = false;   // every block of the cluster is known to run: only then may its shared memory be written
+  static constexpr size_t kPlaces = kPlace * 2 * (kMaxWarps + kMaxCluster);
+  static constexpr size_t kBytes = kPlaces + sizeof(int) * kMaxWarps;
 
   // Every thread of the cluster begins and ends with these; the start of the others is waited for when it matters.
-  __device__ __forceinline__ Exchange() { cluster_arrive(); }
+  __device__ __forceinline__ Exchange() {
+    park(flags(), 0);
+    cluster_arrive();
+  }
   __device__ __forceinline__ void join() {
-    if (!joined) cluster_wait();
-    joined = true;
+    const int now = *flags();
+    if ((now & kJoined) != 0) return;
+    cluster_wait();
+    park(flags(), now | kJoined);
   }
 
   template <typename State> __device__ __forceinline__ State* among_warps() {
-    block_turn ^= 1;
-    return reinterpret_cast<State*>(shared_memory() + kPlace * static_cast<size_t>(block_turn * kMaxWarps));
+    return reinterpret_cast<State*>(shared_memory() + kPlace * static_cast<size_t>(next(kBlockTurn) * kMaxWarps));
   }
   template <typename State> __device__ __forceinline__ State* among_blocks() {
-    cluster_turn ^= 1;
-    const size_t places = static_cast<size_t>(2 * kMaxWarps + cluster_turn * kMaxCluster);
+    const size_t places = static_cast<size_t>(2 * kMaxWarps + next(kClusterTurn) * kMaxCluster);
     return reinterpret_cast<State*>(shared_memory() + kPlace * places);
+  }
+
+ private:
+  // Of the merges among warps so far, and of those among blocks, the last bit; whether every block of the cluster is
+  // known to run: only then may its shared memory be written. Parked by each warp for itself.
+  static constexpr int kBlockTurn = 1, kClusterTurn = 2, kJoined = 4;
+  static __device__ __forceinline__ volatile int* flags() {
+    return reinterpret_cast<volatile int*>(shared_memory() + kPlaces) + warp_index();
+  }
+  static __device__ __forceinline__ int next(int turn) {
+    const int now = *flags() ^ turn;
+    park(flags(), now);
+    return (now & turn) != 0 ? 1 : 0;
   }
 };
 
