@@ -8,8 +8,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -19,6 +17,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "sett.h"
 
 #ifdef SETT_WITH_CUDA
@@ -30,57 +29,10 @@ extern "C" int cudaHostAlloc(void** host, size_t size, unsigned int flags);
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
+using namespace sett::binding;
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Checks. Every message names the tensor, what it is and what it should be.
-
-std::string shape_of(const Tensor& t) {
-  std::string text = "[";
-  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
-  return text + "]";
-}
-
-sett::Storage storage_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return sett::Storage::f32;
-    case ScalarType::Half: return sett::Storage::f16;
-    case ScalarType::BFloat16: return sett::Storage::bf16;
-    case ScalarType::Double: return sett::Storage::f64;
-    default: break;
-  }
-  STD_TORCH_CHECK(false, name, ": must be float32, float16, bfloat16 or float64");
-  return sett::Storage::f32;
-}
-
-const char* type_name(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Int: return "int32";
-    default: return "another type";
-  }
-}
-
-// `sizes`: the shape it must have.
-void check(const Tensor& t, const char* name, ScalarType type, const Tensor& like, std::vector<int64_t> sizes) {
-  STD_TORCH_CHECK(t.scalar_type() == type, name, ": must be ", type_name(type), ", is ", type_name(t.scalar_type()));
-  STD_TORCH_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), name,
-                  ": is on another device than the first argument");
-  bool same = t.dim() == static_cast<int64_t>(sizes.size());
-  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == sizes[i];
-  if (!same) {
-    std::string want = "[";
-    for (size_t i = 0; i < sizes.size(); ++i) want += (i ? ", " : "") + std::to_string(sizes[i]);
-    STD_TORCH_CHECK(false, name, ": must have shape ", want, "], has ", shape_of(t));
-  }
-  STD_TORCH_CHECK(t.is_contiguous(), name, ": must be contiguous; call .contiguous() on it");
-}
+// Tensors.
 
 // Null only where there is no tensor: one without elements has no address, but it is there.
 template <typename T> const T* pointer(const Optional& t) {
@@ -101,31 +53,6 @@ ScalarType real_of(sett::Storage storage) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Faults.
-
-std::string describe(const sett::Fault& fault, int64_t segments) {
-  const bool point = segments >= 0 && fault.where >= segments;
-  const std::string where =
-      point ? "point " + std::to_string(fault.where - segments) : "segment " + std::to_string(fault.where);
-  const std::string value = std::to_string(fault.value);
-  switch (static_cast<sett::FaultKind>(fault.kind)) {
-    case sett::FaultKind::offsets:
-      return where + " ends at offset " + value + "; offsets must ascend from 0 to the number of scores";
-    case sett::FaultKind::target: return where + ": target " + value + " is outside of it (-100 leaves it out)";
-    case sett::FaultKind::empty: return where + " has no score; give it the target -100";
-    case sett::FaultKind::feature: return where + ": feature " + value + " does not exist";
-    case sett::FaultKind::row: return where + ": row " + value + " of the packed head does not exist";
-    case sett::FaultKind::shape:
-      return where + " must be one feature by some rows, or some features by one row, as long as its offsets say (" +
-             value + ")";
-    case sett::FaultKind::task: return where + ": task " + value + " does not exist";
-    case sett::FaultKind::none: break;
-  }
-  return "";
-}
-
-void raise(const char* op, const sett::Fault& fault, int64_t segments) {
-  if (fault.kind != 0) STD_TORCH_CHECK(false, op, ": ", describe(fault, segments));
-}
 
 void keep_lowest(sett::Fault& lowest, const sett::Fault& other) {
   if (other.kind != 0 && (lowest.kind == 0 || other.where < lowest.where)) lowest = other;

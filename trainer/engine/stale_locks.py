@@ -25,10 +25,11 @@ def clear_stale_locks() -> list[Path]:
     another machine may have it open; there it must be older than any build takes.
 
     Returns:
-        What was removed.
+        What was removed. Nothing where it cannot be known who has a file open (no /proc), or where nothing can be
+        written: a builder could not have made a lock there either.
     """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    if not root.is_dir():
+    if not os.access(root, os.W_OK) or not Path("/proc/self/fd").is_dir():
         return []
     # All ranks pass through here one by one: none can remove a lock that another, past this point, has just made.
     with (root / ".sett").open("w") as turn:

@@ -129,7 +129,7 @@ def head_losses(
     tasks: int = 0,
 ) -> HeadLoss:
     """See `Losses.head_losses`."""
-    features, weight, bias = autocast(features, weight, bias)
+    features, weight, bias = _autocast(features, weight, bias)
     linear.check_whole(weight)
     (loss_weight,), unit = _normalised(features.dtype, loss_weight)
     gradient = torch.is_grad_enabled() and _any_needed(features, weight, bias)
@@ -137,7 +137,7 @@ def head_losses(
         features, weight, bias, segment, offsets, target, loss_weight, smoothing, point, value, z_loss, task, tasks,
         scores, gradient,
     )  # fmt: skip
-    return HeadLoss(times(total, unit), loss.detach(), scored.detach(), times(by_task.detach(), unit))
+    return HeadLoss(_times(total, unit), loss.detach(), scored.detach(), _times(by_task.detach(), unit))
 
 
 def linear_cross_entropy(
@@ -152,7 +152,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
 ) -> VocabularyLoss:
     """See `Losses.linear_cross_entropy`. The logits of a chunk of rows exist at a time, never those of all."""
-    hidden, weight, bias = autocast(hidden, weight, bias)
+    hidden, weight, bias = _autocast(hidden, weight, bias)
     linear.check_whole(weight)
     (loss_weight,), unit = _normalised(hidden.dtype, loss_weight)
     grads = torch.is_grad_enabled()
@@ -160,7 +160,7 @@ def linear_cross_entropy(
         hidden, weight, bias, target, loss_weight, smoothing, softcap, z_loss,
         grads and hidden.requires_grad, grads and _any_needed(weight, bias),
     )  # fmt: skip
-    return VocabularyLoss(times(total, unit), loss.detach())
+    return VocabularyLoss(_times(total, unit), loss.detach())
 
 
 class FusedLosses:
@@ -174,7 +174,7 @@ class FusedLosses:
     linear_cross_entropy = staticmethod(linear_cross_entropy)
 
 
-def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What a linear layer does to its operands under `torch.autocast`; nothing outside of it."""
     if not torch.is_autocast_enabled(x.device.type):
         return x, weight, bias
@@ -201,7 +201,7 @@ def _any_needed(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def times(x: Tensor, unit: Tensor | None) -> Tensor:
+def _times(x: Tensor, unit: Tensor | None) -> Tensor:
     """`x * unit`, where a unit of None is 1."""
     return x if unit is None else x * unit
 
@@ -224,7 +224,7 @@ def _segments(
     total, loss, divergence, by_task, *_ = torch.ops.sett.segment_losses(
         x, y, offsets, target, weight, kl_weight, smoothing, z_loss, task, tasks, longest, gradient
     )
-    return SegmentLoss(times(total, unit), loss.detach(), divergence.detach(), times(by_task.detach(), unit))
+    return SegmentLoss(_times(total, unit), loss.detach(), divergence.detach(), _times(by_task.detach(), unit))
 
 
 # Fake kernels: the shapes and types of what the ops return.

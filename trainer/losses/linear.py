@@ -221,7 +221,6 @@ def _fake(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     only_total(ctx, output)
-    ctx.has_bias = inputs[2] is not None
     ctx.save_for_backward(*output[2:])
 
 
