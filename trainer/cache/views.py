@@ -15,7 +15,7 @@ from trainer.cache.store import CachedSplit
 from trainer.errors import DataError
 from trainer.window.hashing import mix
 
-_CUT, _LIMIT = 1, 2  # salts: the rows of a short evaluation are not the first ones of the cut
+_CUT, _LIMIT, _HELD_OUT = 1, 2, 3  # salts: the rows of a short evaluation are not the first ones of the cut
 
 
 class SplitView:
@@ -54,19 +54,34 @@ def cut_dev(split: CachedSplit, share: float, rows: int, seed: int) -> tuple[Spl
     Raises:
         DataError: every input text is repeated in too many rows.
     """
-    order = mix(seed, _CUT, split.column("key"))
-    most = max(1, min(rows, int(share * len(split))))
+    kept, cut = _cut(SplitView(split, None), share, rows, mix(seed, _CUT, split.column("key")))
+    if not len(cut):
+        most = max(1, min(rows, int(share * len(split))))
+        raise DataError(
+            f"task '{split.spec.name}': has no dev source, and none can be cut from its train source: of its "
+            f"{len(split)} rows, each input text is repeated in more than {most}; give it a `dev` source"
+        )
+    return kept, cut
+
+
+def cut_held_out(train: SplitView, share: float, rows: int, seed: int) -> tuple[SplitView, SplitView]:
+    """Cut the rows of a held-out gradient from the rows that are left to train on, as `cut_dev` cuts dev rows.
+
+    Returns:
+        The rows to train on, and the held-out rows, of which there may be none.
+    """
+    return _cut(train, share, rows, mix(seed, _HELD_OUT, train.column("key")))
+
+
+def _cut(view: SplitView, share: float, rows: int, order: NDArray[np.uint64]) -> tuple[SplitView, SplitView]:
+    most = max(1, min(rows, int(share * len(view))))
     taken = _smallest(order, most, min(4 * most + 64, len(order)))
     if not len(taken):  # the texts near the front are all repeated too often
         taken = _smallest(order, most, len(order))
-    if not len(taken):
-        raise DataError(
-            f"task '{split.spec.name}': has no dev source, and none can be cut from its train source: of its "
-            f"{len(order)} rows, each input text is repeated in more than {most}; give it a `dev` source"
-        )
     chosen = np.zeros(len(order), bool)
     chosen[taken] = True
-    return SplitView(split, np.flatnonzero(~chosen)), SplitView(split, np.flatnonzero(chosen))
+    indices = np.arange(len(order)) if view.indices is None else view.indices
+    return SplitView(view.split, indices[~chosen]), SplitView(view.split, indices[chosen])
 
 
 def _smallest(order: NDArray[np.uint64], most: int, among: int) -> NDArray[np.int64]:

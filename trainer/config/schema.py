@@ -200,6 +200,67 @@ class CheckpointConfig(Section):
     task's head. `sett export` writes any of them later."""
 
 
+class HeldOutConfig(Section):
+    """Rows of the end task that are kept out of training to see what helps it (docs/end-task-aware.md)."""
+
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the end task's training rows that is cut off, by content hash, after any dev cut."""
+    rows: Annotated[int, Field(ge=8)] = 256
+    """Most rows of that cut."""
+    batch: Annotated[int, Field(ge=0)] = 0
+    """Rows of the cut that a refresh takes, a new draw each time; 0 takes all."""
+
+
+class DevHeadConfig(Section):
+    """The head through which the held-out loss is seen. It is made anew for every refresh and never trained with."""
+
+    fit: Literal["converged", "steps", "training"] = "converged"
+    """converged: the best head on frozen features (convex, L2). steps: a fresh head after `steps` steps of AdamW, as in
+    TARTAN's code. training: the end task's own head as it stands. Language models always use their own."""
+    rows: Literal["held_out", "train"] = "held_out"
+    """What the head is fitted on: the held-out rows themselves, or as many training rows."""
+    l2: Annotated[float, Field(ge=0.0)] = 0.1
+    """Weight of the squared norm of the head's weight, halved, beside the mean loss of a row (`converged`)."""
+    steps: Positive = 10
+    """Steps of AdamW (`steps`)."""
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    """Their learning rate (`steps`)."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """Their weight decay (`steps`)."""
+
+
+class MetaConfig(Section):
+    """Training for one end task: how much each task counts, learned online from held-out rows (META-TARTAN)."""
+
+    end_task: str
+    """The task that matters."""
+    weights: Literal["alignment", "famo", "equal", "fixed"] = "alignment"
+    """alignment: by the inner product of each task's gradient with the held-out gradient. famo: by changes of the
+    tasks' own losses (FAMO). equal: one for all (MT-TARTAN). fixed: `initial`."""
+    initial: dict[str, Annotated[float, Field(ge=0.0)]] = Field(default_factory=dict)
+    """Task -> weight at the start, 1 where absent; they are scaled to sum to 1."""
+    signal: Literal["cosine", "dot", "adam"] = "cosine"
+    """cosine: with both gradients' lengths taken out, as in TARTAN's code. dot: with one length for all tasks, so that
+    steep tasks count more. adam: dot with a held-out gradient scaled as Adam would scale a step along it."""
+    every: Positive = 10
+    """Windows between two refreshes of the held-out gradient; each ends with an update of the weights."""
+    read: Literal["every", "refresh"] = "every"
+    """Windows whose gradients are compared with it: every one, or those of a refresh only."""
+    rate: Annotated[float, Field(gt=0.0)] | Literal["auto"] = "auto"
+    """Change of a log-weight by a window and unit of signal (TARTAN: 0.01). auto: what lies beyond noise, relative to
+    the spread of the tasks, times `strength` over the run."""
+    strength: Annotated[float, Field(gt=0.0)] = 3.0
+    """With rate `auto`: how far a log-weight moves over a whole run in which its task leads by one spread."""
+    memory: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    """What is left of older readings at an update; they are averaged with these weights."""
+    floor: Share = 0.1
+    """Least weight of the end task."""
+    layers: Positive | None = None
+    """Compare gradients of that many last layers (of encoder and decoder each); None is all. Never of embeddings."""
+    held_out: HeldOutConfig = HeldOutConfig()
+    head: DevHeadConfig = DevHeadConfig()
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -218,6 +279,8 @@ class Recipe(Section):
     window: WindowConfig = WindowConfig()
     heads: HeadsConfig = HeadsConfig()
     loss: LossConfig = LossConfig()
+    meta: MetaConfig | None = None
+    """One task matters most: how the weights of all follow from that. Without it `loss.weights` stay as they are."""
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -255,6 +318,11 @@ class Recipe(Section):
             raise ValueError("window.group: only used by window.heterogeneity 'step'")
         if self.early_stopping.patience and not self.evaluation.every:
             raise ValueError("early_stopping.patience: needs evaluation.every > 0")
+        if self.meta is not None and self.window.heterogeneity is Heterogeneity.ROW:
+            raise ValueError(
+                "window.heterogeneity: 'row' mixes tasks in a micro-batch, so that no gradient is a task's "
+                "own; meta needs 'rank' or 'step'"
+            )
         if self.model.span_stride * 2 > self.model.max_length:
             raise ValueError("model.span_stride: must be at most half of model.max_length")
         return self

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from trainer.engine.session import Session
 from trainer.errors import RunError
@@ -41,6 +43,8 @@ class RunState:
     waited: int = 0
     """Evaluations since the best one."""
     finished: bool = False
+    meta: dict[str, Any] | None = None
+    """The task weights and what they are learned from (`trainer.meta.Controller.state`)."""
 
 
 class Checkpoints:
@@ -74,8 +78,8 @@ class Checkpoints:
                 f"{path}: damaged checkpoint ({error}); delete {path.parent} to resume from the one before"
             ) from error
 
-    def save(self, session: Session, state: RunState) -> None:
-        """Save on all ranks; the checkpoint exists once its marker does."""
+    def save(self, session: Session, state: RunState, held_out: Sequence[Tensor] = ()) -> None:
+        """Save on all ranks; the checkpoint exists once its marker does. `held_out`: this rank's held-out gradient."""
         path = self.path(state.step)
         if session.is_first:
             shutil.rmtree(path, ignore_errors=True)
@@ -84,6 +88,8 @@ class Checkpoints:
         session.engine.save_checkpoint(
             str(self.folder), tag=path.name, client_state={"sett": asdict(state)}, save_latest=False
         )
+        if held_out:
+            torch.save(list(held_out), self._held_out(state.step, session.rank))
         dist.barrier()
         if session.is_first:
             temporary = path / (MARKER + ".tmp")
@@ -111,6 +117,14 @@ class Checkpoints:
         if loaded is None or client.get("sett") != asdict(state):
             raise RunError(f"{self.path(step)}: damaged checkpoint; delete it to resume from the one before")
         return state
+
+    def held_out(self, step: int, rank: int) -> list[Tensor]:
+        """What `save` was given on this rank."""
+        path = self._held_out(step, rank)
+        return list(torch.load(path, map_location="cpu")) if path.exists() else []
+
+    def _held_out(self, step: int, rank: int) -> Path:
+        return self.path(step) / f"held_out_rank_{rank:05d}.pt"
 
     def _prune(self, state: RunState) -> None:
         steps = self.steps()

@@ -63,9 +63,31 @@ class Session:
         """
         self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
+    def forward_aside(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The model's forward without DeepSpeed, which replicated weights (ZeRO 0 to 2) allow."""
+        autocast = self.config.get("torch_autocast", {})
+        dtype = getattr(torch, str(autocast.get("dtype", "bfloat16")))
+        with torch.autocast(self.device.type, dtype, enabled=bool(autocast.get("enabled", False))):
+            output: dict[str, Tensor] = self.model(*args, **kwargs)
+        return output
+
+    def loss_scale(self) -> float:
+        """What fp16 training multiplies losses by; 1 in other precisions."""
+        optimizer = self.engine.optimizer
+        holder = getattr(optimizer, "loss_scale_config", optimizer)  # ZeRO's own has it itself
+        return float(getattr(holder, "cur_scale", 1.0))
+
+    def clear_gradients(self) -> None:
+        """Forget what backwards since the last step have accumulated."""
+        self.engine.optimizer.zero_grad()
+        self._zero_buffer()
+
     def step(self) -> None:
         """Clip, update, clear gradients."""
         self.engine.step()
+        self._zero_buffer()
+
+    def _zero_buffer(self) -> None:
         # ZeRO-3 hands the optimizer every parameter's partitioned gradient buffer but overwrites only those that got
         # a gradient: what is left from the last window would be applied again (reference: stage3.py never zeroes it).
         # The model touches every parameter in every micro-batch; this guards what it cannot know about.

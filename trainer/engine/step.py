@@ -6,12 +6,16 @@ Owns: `run_window`: the only place where a forward, a backward and an update mee
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.batch import Collator
+from trainer.engine.alignment import HeldOutGradient
 from trainer.engine.session import Session
 from trainer.errors import RunError
 from trainer.window import MicroBatch, Window
@@ -37,8 +41,9 @@ class Totals:
 
 
 def run_window(
-    session: Session, window: Window, collator: Collator, seed: int, lr_factor: float, stop: bool
-) -> tuple[Totals, bool]:
+    session: Session, window: Window, collator: Collator, seed: int, lr_factor: float, stop: bool,
+    factors: NDArray[np.float64] | None = None, held_out: HeldOutGradient | None = None,
+) -> tuple[Totals, bool]:  # fmt: skip
     """Forward and backward of this rank's micro-batches, then one update of all ranks.
 
     Args:
@@ -48,6 +53,8 @@ def run_window(
         seed: of the run; dropout is seeded by (seed, step, micro-batch), so it needs no saved generator.
         lr_factor: of the schedule.
         stop: this rank was asked to stop.
+        factors: [T] what each task's loss is multiplied by.
+        held_out: what the gradients of the micro-steps are read against.
 
     Returns:
         What the window adds to the log, and whether any rank was asked to stop.
@@ -56,19 +63,22 @@ def run_window(
         RunError: a loss is NaN or infinite, on every rank and before the update.
     """
     totals = Totals.zero(len(collator.views), session.device)
-    weights = window.unit_weights()
+    weights = window.unit_weights() if factors is None else window.unit_weights() * factors
     losses = []
-    for micro_step in window.micro_steps:
-        micro = micro_step[session.rank]
-        batch = collator(micro.tasks, micro.rows, micro.epochs, weights)
-        totals.real_tokens += batch.real_tokens
-        totals.padded_tokens += batch.padded_tokens
-        batch = batch.to(session.device)
-        torch.manual_seed(seed32(seed, window.step, micro.index))
-        output = session.engine(batch)
-        session.backward(output["loss"])
-        totals.add(output)
-        losses.append(output["loss"].detach())
+    with nullcontext() if held_out is None else held_out.reading():
+        for micro_step in window.micro_steps:
+            micro = micro_step[session.rank]
+            batch = collator(micro.tasks, micro.rows, micro.epochs, weights)
+            totals.real_tokens += batch.real_tokens
+            totals.padded_tokens += batch.padded_tokens
+            batch = batch.to(session.device)
+            torch.manual_seed(seed32(seed, window.step, micro.index))
+            output = session.engine(batch)
+            session.backward(output["loss"])
+            if held_out is not None:
+                held_out.after_backward()
+            totals.add(output)
+            losses.append(output["loss"].detach())
     bad = [k for k, loss in enumerate(torch.stack(losses).tolist()) if not math.isfinite(loss)]
     any_bad, any_stop = session.agree(bool(bad), stop)
     if any_bad:

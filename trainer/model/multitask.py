@@ -32,6 +32,7 @@ from trainer.model.backbone import (
 )
 from trainer.model.heads import HeadTable, PackedHead
 from trainer.model.source import kind_of
+from trainer.model.stand_in import StandIn
 from trainer.model.stock import Stock, Trunk, classifier_dropout, initial_std, stock_of
 from trainer.model.vocabulary import VocabularyHead
 from trainer.tasks.spec import Family, TaskSpec
@@ -53,33 +54,45 @@ class MultiTaskModel(nn.Module):
         kinds = {head.kind for head in table.heads}
         needs_trunk = stock.trunk is not None and bool(kinds if stock.span_trunk else kinds - {"span"})
         self.table = table
+        self.losses = losses
+        self.head_std = initial_std(config)
         self.backbone = backbone
         self.trunk = Trunk(config, stock, dropout, recipe.seed) if needs_trunk else None
         self.span_trunk = stock.span_trunk
         self.dropout = nn.Dropout(dropout)
         self.span_dropout = nn.Dropout(span_dropout)
         self.head = (
-            PackedHead(table, config.hidden_size, initial_std(config), recipe.seed, losses, stock.output_bias)
+            PackedHead(table, config.hidden_size, self.head_std, recipe.seed, losses, stock.output_bias)
             if table.rows
             else None
         )
         self.vocabulary = VocabularyHead(backbone.body, config, stock, kind, losses) if has_lm else None
         self.fresh: set[str] = set()
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, stand_in: StandIn | None = None) -> dict[str, Tensor]:
         """The loss of a micro-batch and what metrics need.
+
+        Args:
+            batch: the micro-batch.
+            stand_in: a head through which its one task is seen instead of its own. The packed head runs all the same
+                and gets a gradient of zeros.
 
         Returns:
             `loss`, an fp32 scalar (fp64 for fp64 models): the sum of weight x loss over segments, regression rows and
             LM tokens. And, without gradient: `by_task` [tasks] its parts, `scores` [E], `segment_loss` [G],
-            `regression` [N] (predictions on the [0, 1] scale), `regression_loss` [N], `lm_loss` [T].
+            `regression` [N] (predictions on the [0, 1] scale), `regression_loss` [N], `lm_loss` [T], `features` [P + Q,
+            H] (what the packed head sees).
         """
         hidden = self.backbone(batch)
         nothing = torch.zeros(0, device=hidden.device)
         loss, by_task = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(batch.tasks, dtype=torch.float32)
-        scores = head_loss = lm_loss = nothing
+        scores = head_loss = lm_loss = features = nothing
         if self.head is not None:
-            of_heads = self.head(self._features(hidden, batch), batch)
+            features = self._features(hidden, batch)
+            of_heads = self.head(features, batch)
+            if stand_in is not None:
+                seen = stand_in.loss(self.losses, features, batch)
+                of_heads = seen._replace(total=seen.total + 0.0 * of_heads.total, by_task=of_heads.by_task)
             loss, by_task = loss + of_heads.total, by_task + of_heads.by_task
             scores, head_loss = of_heads.scores, of_heads.loss
         if self.vocabulary is not None:
@@ -95,6 +108,7 @@ class MultiTaskModel(nn.Module):
             "regression": scores[batch.scores :],
             "regression_loss": head_loss[segments:],
             "lm_loss": lm_loss,
+            "features": features.detach(),
         }
 
     def _features(self, hidden: Tensor, batch: Batch) -> Tensor:

@@ -23,6 +23,7 @@ from trainer.metrics.scores import PRIMARY, compute, higher_is_better, mean_scor
 from trainer.metrics.spans import best_span
 from trainer.run.prepare import Job
 from trainer.tasks.spec import Family, TaskSpec
+from trainer.window.dealing import deal, length_batches
 
 Scores = dict[str, float]
 Rows = NDArray[np.int64]
@@ -91,10 +92,10 @@ def evaluate(
     budget = config.tokens or 2 * job.recipe.window.tokens
     collator = job.collator(splits)
     found: dict[int, list[_Found]] = defaultdict(list)
-    dealt = _deal(_batches(splits, budget), session)
+    dealt = _deal(splits, budget, session)
     session.engine.eval()
     with torch.no_grad():
-        for number, ((task, rows), counts) in enumerate(dealt):
+        for number, (task, rows, counts) in enumerate(dealt):
             progress(number, len(dealt))
             batch = _collate(collator, task, rows)
             output = session.engine(batch.to(session.device))
@@ -112,33 +113,14 @@ def any_generates(job: Job, task: int) -> bool:
     return primary_metric(job.tasks[task], job.recipe.evaluation.generate) != "perplexity"
 
 
-def _batches(splits: Sequence[SplitView], budget: int) -> list[tuple[int, Rows]]:
-    """Length-sorted, token-budgeted batches of one task each."""
-    batches = []
+def _deal(splits: Sequence[SplitView], budget: int, session: Session) -> list[tuple[int, Rows, bool]]:
+    """This rank's batches of each task, and whether each counts. Task by task: all ranks decode the same at a time."""
+    mine = []
     for task, split in enumerate(splits):
-        lengths, counts = split.column("length").astype(np.int64), split.column("count").astype(np.int64)
-        order = np.argsort(-lengths, kind="stable")
-        start = 0
-        while start < len(order):
-            width = np.cumsum(counts[order[start:]]) * lengths[order[start]]
-            stop = start + max(1, int(np.searchsorted(width, budget, side="right")))
-            batches.append((task, order[start:stop]))
-            start = stop
-    return batches
-
-
-def _deal(batches: list[tuple[int, Rows]], session: Session) -> list[tuple[tuple[int, Rows], bool]]:
-    """This rank's batches, and whether each counts: short ranks repeat the last batch, because under ZeRO-3 every rank
-    must run as many forwards of the same kind as the others."""
-    mine: list[tuple[tuple[int, Rows], bool]] = []
-    by_task: dict[int, list[Rows]] = defaultdict(list)
-    for task, rows in batches:
-        by_task[task].append(rows)
-    for task, all_rows in by_task.items():  # task by task: all ranks decode the same task at the same time
-        for first in range(0, len(all_rows), session.world_size):
-            index = first + session.rank
-            real = index < len(all_rows)
-            mine.append(((task, all_rows[index if real else -1]), real))
+        batches = length_batches(
+            split.column("length").astype(np.int64), split.column("count").astype(np.int64), budget
+        )
+        mine += [(task, rows, counts) for rows, counts in deal(batches, session.rank, session.world_size)]
     return mine
 
 
@@ -175,7 +157,7 @@ def _read(
 ) -> list[_Found]:
     """Predictions and losses of a batch's rows."""
     spec = collator.views[task].spec
-    values = {name: output[name].float().cpu().numpy() for name in output if name != "loss"}
+    values = {name: output[name].float().cpu().numpy() for name in output if name not in ("loss", "features")}
     if spec.family is Family.REGRESSION:
         low, high = spec.score_range or (0.0, 1.0)
         losses = values["regression_loss"]

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from trainer.batch import Collator, TaskView
 from trainer.batch.collate import ModelFacts
 from trainer.batch.masking import MaskRule, masked_units
 from trainer.cache.build import EncodeOptions, build_cache
 from trainer.cache.store import CachedSplit
-from trainer.cache.views import SplitView, cut_dev, limit
+from trainer.cache.views import SplitView, cut_dev, cut_held_out, limit
 from trainer.config.schema import Heterogeneity, Recipe
 from trainer.errors import ConfigError, ModelError, SettError, nearest, shortened
 from trainer.export.huggingface import auto_class
@@ -57,6 +58,8 @@ class Job:
     facts: ModelFacts
     train: list[SplitView]
     dev: list[SplitView]
+    held_out: SplitView | None
+    """Rows of `meta.end_task` that are neither trained on nor evaluated; None where nothing needs them."""
     heads: HeadTable
     hidden_size: int
     random_weights: Path | None
@@ -90,16 +93,19 @@ class Job:
 
     def planner(self, group: int) -> Planner:
         """The run's planner; `group` is the world size of its first start (only `step` windows use it)."""
-        return Planner(self.pools(self.train), self.shares, self.recipe.window, self.recipe.seed, group)
+        together = self.recipe.meta is not None and self.recipe.meta.weights == "alignment"
+        return Planner(self.pools(self.train), self.shares, self.recipe.window, self.recipe.seed, group, together)
 
     def pools(self, splits: Sequence[SplitView]) -> list[Pool]:
-        pools = []
-        for task, split in zip(self.tasks, splits, strict=True):
-            units = split.column("units").astype(np.int64)
-            if task.family is Family.MASKED_LM:
-                units = masked_units(units, self.recipe.loss.mask_probability)
-            pools.append(Pool(task.name, split.column("length"), split.column("count"), units))
-        return pools
+        return [
+            Pool(task.name, split.column("length"), split.column("count"), self.units(task, split))
+            for task, split in zip(self.tasks, splits, strict=True)
+        ]
+
+    def units(self, task: TaskSpec, split: SplitView) -> NDArray[np.int64]:
+        """[n] what each row adds to its task's denominator: 1, or its predicted tokens."""
+        units = split.column("units").astype(np.int64)
+        return masked_units(units, self.recipe.loss.mask_probability) if task.family is Family.MASKED_LM else units
 
 
 def prepare(recipe: Recipe, progress: Progress | None = None) -> Job:
@@ -122,8 +128,9 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Job:
     facts = _facts(recipe, tasks, kind, config, tokenizer)
     splits = _cached(recipe, tasks, kind, progress)
     train, dev = _train_and_dev(recipe, tasks, splits)
+    train, held_out = _held_out(recipe, tasks, train)
     heads = HeadTable.of(tasks, recipe.heads)
-    return Job(recipe, tasks, tokenizer, facts, train, dev, heads, config.hidden_size, _random(recipe))
+    return Job(recipe, tasks, tokenizer, facts, train, dev, held_out, heads, config.hidden_size, _random(recipe))
 
 
 def prepare_together(recipe: Recipe, rank: int) -> Job:
@@ -175,6 +182,10 @@ def _check_names(recipe: Recipe, tasks: Sequence[TaskSpec]) -> None:
             raise ConfigError(
                 f"checkpoint.export: no task named '{name}'{nearest(name, known)}; name tasks, or backbone"
             )
+    if recipe.meta is not None:
+        for key, name in [("end_task", recipe.meta.end_task), *(("initial", name) for name in recipe.meta.initial)]:
+            if name not in names:
+                raise ConfigError(f"meta.{key}: no task named '{name}'{nearest(name, names)}")
     watch = recipe.early_stopping.watch
     if watch != "mean" and watch not in names:
         raise ConfigError(f"early_stopping.watch: no task named '{watch}'{nearest(watch, [*names, 'mean'])}")
@@ -266,3 +277,23 @@ def _train_and_dev(
     if most := recipe.evaluation.max_rows:
         dev = [limit(view, most, recipe.seed) for view in dev]
     return train, dev
+
+
+_FEWEST_HELD_OUT = 8
+
+
+def _held_out(
+    recipe: Recipe, tasks: Sequence[TaskSpec], train: list[SplitView]
+) -> tuple[list[SplitView], SplitView | None]:
+    """What is trained on once the end task's held-out rows are cut off, and those rows."""
+    meta = recipe.meta
+    if meta is None or meta.weights != "alignment":
+        return train, None
+    end = [task.name for task in tasks].index(meta.end_task)
+    kept, held_out = cut_held_out(train[end], meta.held_out.share, meta.held_out.rows, recipe.seed)
+    if len(held_out) < _FEWEST_HELD_OUT:
+        raise ConfigError(
+            f"meta.held_out: {len(held_out)} of the {len(train[end])} training rows of '{meta.end_task}' are too few "
+            f"to say what helps it (at least {_FEWEST_HELD_OUT}); raise meta.held_out.share, or set meta.weights to equal"
+        )
+    return [kept if t == end else view for t, view in enumerate(train)], held_out

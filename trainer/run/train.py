@@ -9,8 +9,11 @@ import dataclasses
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from trainer.batch import Collator
 from trainer.config.schema import Heterogeneity, Recipe
 from trainer.engine.checkpoint import Checkpoints, RunState, newest
 from trainer.engine.schedule import lr_factor
@@ -18,12 +21,14 @@ from trainer.engine.session import Session, init_distributed, start
 from trainer.engine.step import Totals, run_window
 from trainer.engine.stop import StopFlag
 from trainer.errors import ConfigError
+from trainer.meta import Controller
 from trainer.metrics.log import MetricsLog
 from trainer.metrics.progress import Progress
 from trainer.run.evaluate import Evaluation, evaluate
 from trainer.run.export import export_run
 from trainer.run.outcome import write_outcome
 from trainer.run.prepare import Job, prepare_together
+from trainer.run.weighing import controller_of
 from trainer.window import Window
 
 
@@ -37,6 +42,7 @@ class Loop:
     log: MetricsLog | None
     progress: Progress
     state: RunState
+    controller: Controller | None
 
 
 def train_rank(recipe: Recipe, run_dir: Path) -> None:
@@ -53,10 +59,11 @@ def train_rank(recipe: Recipe, run_dir: Path) -> None:
         )
     session = start(recipe, job.tasks, run_dir, job.random_weights)
     checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best)
-    state, resumed = _restore(recipe, session, checkpoints, run_dir)
+    controller = controller_of(job, session)
+    state, resumed = _restore(recipe, session, checkpoints, run_dir, controller)
     log = MetricsLog(run_dir, session.engine.monitor) if session.is_first else None
     progress = Progress(recipe.training.steps, state.step, recipe.training.log_every, enabled=session.is_first)
-    loop = Loop(job, session, checkpoints, log, progress, state)
+    loop = Loop(job, session, checkpoints, log, progress, state, controller)
     with progress, StopFlag() as stop:
         if resumed:
             progress.message(f"resuming at window {state.step} from {checkpoints.path(state.step)}")
@@ -72,10 +79,15 @@ def train_rank(recipe: Recipe, run_dir: Path) -> None:
         export_run(run_dir, recipe.checkpoint.export)
 
 
-def _restore(recipe: Recipe, session: Session, checkpoints: Checkpoints, run_dir: Path) -> tuple[RunState, bool]:
+def _restore(
+    recipe: Recipe, session: Session, checkpoints: Checkpoints, run_dir: Path, controller: Controller | None
+) -> tuple[RunState, bool]:
     step = newest(run_dir)
     if step is not None:
-        return checkpoints.load(session, step), True
+        state = checkpoints.load(session, step)
+        if controller is not None and state.meta is not None:
+            controller.load(state.meta, checkpoints.held_out(step, session.rank))
+        return state, True
     by_step = recipe.window.heterogeneity is Heterogeneity.STEP
     group = (recipe.window.group or session.world_size) if by_step else 1
     return RunState(0, session.world_size, session.stage, group), False
@@ -92,18 +104,40 @@ def _run(loop: Loop, stop: StopFlag) -> None:
         window = planner.window(loop.state.step, session.world_size)
         factor = lr_factor(window.step, steps, recipe.optimizer)
         began = time.monotonic()
-        totals, stopping = run_window(session, window, collator, seed, factor, stop.raised)
+        totals, stopping, factors = _weighed_window(loop, window, collator, factor, stop.raised)
         loop.state = dataclasses.replace(loop.state, step=window.step + 1)
-        meter.add(window, totals, time.monotonic() - began)
+        meter.add(window, totals, factors, time.monotonic() - began)
         _report(loop, meter)
         evaluated = _due(loop.state.step, recipe.evaluation.every, steps) and _evaluate(loop)
         loop.state = dataclasses.replace(loop.state, finished=loop.state.finished or loop.state.step == steps)
         best = evaluated and recipe.checkpoint.keep_best and loop.state.best_step == loop.state.step
         if best or stopping or loop.state.finished or _due(loop.state.step, recipe.checkpoint.every, 0):
-            loop.checkpoints.save(session, loop.state)
+            _save(loop)
         if stopping and not loop.state.finished:
             loop.progress.message(f"stopped after window {loop.state.step}; run the same command to go on")
             return
+
+
+def _weighed_window(
+    loop: Loop, window: Window, collator: Collator, lr: float, stop: bool
+) -> tuple[Totals, bool, NDArray[np.float64]]:
+    """A window with the weights its tasks have by now, and what it shows about them."""
+    controller, seed = loop.controller, loop.job.recipe.seed
+    if controller is None:
+        totals, stopping = run_window(loop.session, window, collator, seed, lr, stop)
+        return totals, stopping, np.ones(len(loop.job.tasks))
+    held_out = controller.before_window(window.step)
+    factors = controller.factors()
+    totals, stopping = run_window(loop.session, window, collator, seed, lr, stop, factors, held_out)
+    controller.after_window(window, factors, totals.task_loss, held_out)
+    return totals, stopping, factors
+
+
+def _save(loop: Loop) -> None:
+    controller = loop.controller
+    if controller is not None:
+        loop.state = dataclasses.replace(loop.state, meta=controller.state())
+    loop.checkpoints.save(loop.session, loop.state, () if controller is None else controller.shards())
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -141,6 +175,8 @@ def _report(loop: Loop, meter: Meter) -> None:
     if step % config.log_every and step != config.steps:
         return
     values = meter.read()
+    if loop.controller is not None:
+        values |= loop.controller.values()
     loop.progress.update(step, values["train/loss"], values["train/tokens_per_second"], values["train/padding"])
     if loop.log is not None:
         loop.log.write(step, values)
@@ -163,14 +199,15 @@ class Meter:
         self.windows = 0
         self.seconds = 0.0
 
-    def add(self, window: Window, totals: Totals, seconds: float) -> None:
-        """Add a window: its plan, what this rank ran of it, and the seconds it took (evaluation not counted)."""
+    def add(self, window: Window, totals: Totals, factors: NDArray[np.float64], seconds: float) -> None:
+        """Add a window: its plan, what this rank ran of it, the factors [T] on its losses, and the seconds it took
+        (evaluation not counted)."""
         self.seconds += seconds
         self.totals.task_loss += totals.task_loss
         self.totals.real_tokens += totals.real_tokens
         self.totals.padded_tokens += totals.padded_tokens
         rows = torch.from_numpy(window.rows).double()
-        self.share += rows / rows.sum()
+        self.share += rows / rows.sum() * torch.from_numpy(factors)
         self.rows += rows
         self.windows += 1
 

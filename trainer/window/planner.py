@@ -84,13 +84,16 @@ class Planner:
         config: window size, token budget, heterogeneity.
         seed: of the run.
         group: micro-batches that share a task; 1 unless heterogeneity is `step`.
+        together: let the ranks of a micro-step hold the same task where that can be had without other rows.
     """
 
     def __init__(
-        self, pools: Sequence[Pool], shares: NDArray[np.float64], config: WindowConfig, seed: int, group: int = 1
-    ) -> None:
+        self, pools: Sequence[Pool], shares: NDArray[np.float64], config: WindowConfig, seed: int, group: int = 1,
+        together: bool = False,
+    ) -> None:  # fmt: skip
         self.pools = list(pools)
         self.config = config
+        self.together = together
         self.group = group if config.heterogeneity is Heterogeneity.STEP else 1
         if config.micro_batches % self.group:
             raise ConfigError(
@@ -174,7 +177,21 @@ class Planner:
             ordered = drawn
         else:
             ordered = sorted(drawn, key=lambda b: (-b.tokens, b.index))
+            if self.together:
+                ordered = _by_task(ordered, world_size)
         steps = [tuple(ordered[k : k + world_size]) for k in range(0, len(ordered), world_size)]
         # Without a shuffle the longest texts would always come first; harmless for the sum, bad for reading logs.
         shuffled = np.argsort(mix(self.tree.seed, step, np.arange(len(steps))))
         return tuple(steps[i] for i in shuffled)
+
+
+def _by_task(batches: list[MicroBatch], size: int) -> list[MicroBatch]:
+    """As many groups of `size` micro-batches of one task as there are, in the given order, and then the others."""
+    tasks = [int(batch.tasks[0]) for batch in batches]
+    whole, rest = [], []
+    for task in dict.fromkeys(tasks):
+        mine = [batch for batch, its in zip(batches, tasks, strict=True) if its == task]
+        cut = len(mine) // size * size
+        whole += mine[:cut]
+        rest += mine[cut:]
+    return whole + sorted(rest, key=lambda b: (-b.tokens, b.index))
