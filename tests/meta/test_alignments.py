@@ -14,7 +14,7 @@ END = {"encoder": "topic", "encoder-decoder": "choose", "decoder": "find"}
 
 
 def written(folder: Path, name: str, kind: str, stage: int, **changes: Any) -> str:
-    meta = {"end_task": END[kind], "every": 2, "floor": 0.05, "held_out": {"share": 0.3}, **changes.pop("meta", {})}
+    meta = {"end_task": END[kind], "every": 2, "rate": 1.0, "floor": 0.05, "held_out": {"share": 0.3}, **changes.pop("meta", {})}
     heterogeneity = changes.pop("heterogeneity", "step")
     values = tiny.values(
         folder / kind, kind, meta=meta, window={"heterogeneity": heterogeneity, "micro_batches": 8}, **changes
@@ -40,8 +40,9 @@ def check(results: list[dict[str, Any]], bound: float = 1e-5) -> None:
             where = Path(path).stem
             assert one["gaps"], f"{where}: nothing was read"
             assert max(float(gap.max()) for gap in one["gaps"]) < bound, (where, one["gaps"])
-            assert max(one["norms"]) < bound, (where, one["norms"])
-            assert float(torch.cat(one["sizes"]).abs().max()) > 0.01, f"{where}: all alignments are about 0"
+            # At the head's optimum this gradient is a difference of nearly equal parts.
+            assert max(one["norms"]) < 5 * bound, (where, one["norms"])
+            assert float(torch.cat(one["sizes"]).abs().max()) > 100 * bound, f"{where}: all alignments are about 0"
             assert one["weights"][0] != one["weights"][-1], f"{where}: the weights did not move"
             assert one["weights"] == results[0][path]["weights"], f"{where}: ranks differ"
 
@@ -51,4 +52,37 @@ def check(results: list[dict[str, Any]], bound: float = 1e-5) -> None:
 def test_two_ranks_every_stage(tmp_path: Path, kind: str) -> None:
     """With dropout on: the dense model sees the same masks."""
     recipes = [written(tmp_path, f"{kind}-zero{stage}", kind, stage) for stage in (0, 1, 2, 3)]
+    check(run_ranks("alignments.py", 2, tmp_path / "out", str(STEPS), *recipes))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_other_world_sizes(tmp_path: Path, world_size: int) -> None:
+    recipes = [written(tmp_path, f"{kind}-zero3", kind, 3) for kind in ("encoder", "decoder")]
+    recipes.append(written(tmp_path, "encoder-rank-zero1", "encoder", 1, heterogeneity="rank"))
+    check(run_ranks("alignments.py", world_size, tmp_path / "out", str(STEPS), *recipes))
+
+
+@pytest.mark.distributed
+def test_end_tasks_of_every_family(tmp_path: Path) -> None:
+    recipes = [
+        written(tmp_path, f"encoder-{end}", "encoder", 3, meta={"end_task": end, "head": {"l2": 0.3}})
+        for end in tiny.FAMILIES["encoder"]
+    ]
+    recipes.append(written(tmp_path, "decoder-rewrite", "decoder", 3, meta={"end_task": "rewrite"}))
+    check(run_ranks("alignments.py", 2, tmp_path / "out", str(STEPS), *recipes))
+
+
+@pytest.mark.distributed
+def test_signals_and_levers(tmp_path: Path) -> None:
+    """The Adam-scaled gradient, offload, recomputed activations, the last layer only, plain losses, no dropout."""
+    recipes = [
+        *(written(tmp_path, f"adam-zero{stage}", "encoder", stage, meta={"signal": "adam"}) for stage in (0, 2, 3)),
+        written(tmp_path, "dot", "encoder", 3, meta={"signal": "dot"}),
+        written(tmp_path, "offload-zero3", "encoder", 3, meta={"signal": "adam"}),
+        written(tmp_path, "offload-zero2", "encoder", 2),
+        written(tmp_path, "recompute", "encoder", 3, model={"gradient_checkpointing": True, "dropout": 0.0}),
+        written(tmp_path, "last-layer", "encoder", 3, meta={"layers": 1, "read": "refresh"}),
+        written(tmp_path, "plain-losses", "encoder", 3, kernels="reference"),
+    ]
     check(run_ranks("alignments.py", 2, tmp_path / "out", str(STEPS), *recipes))

@@ -242,7 +242,12 @@ class MetaConfig(Section):
     signal: Literal["cosine", "dot", "adam"] = "cosine"
     """cosine: with both gradients' lengths taken out, as in TARTAN's code. dot: with one length for all tasks, so that
     steep tasks count more. adam: dot with a held-out gradient scaled as Adam would scale a step along it."""
-    every: Positive = 10
+    action: Literal["loss", "sampling"] = "loss"
+    """What a weight does: multiply its task's loss, or draw the task as often; the expected loss is the same."""
+    importance: bool = False
+    """With action `sampling`: divide losses by how much oftener than by `sampling` their task is drawn, so that the
+    weights change the variance of the gradient and not its mean."""
+    every: Positive = 20
     """Windows between two refreshes of the held-out gradient; each ends with an update of the weights."""
     read: Literal["every", "refresh"] = "every"
     """Windows whose gradients are compared with it: every one, or those of a refresh only."""

@@ -60,10 +60,10 @@ class HeldOutGradient(ABC):
 
     @abstractmethod
     def precondition(self, eps: float) -> bool:
-        """Multiply v by Adam's 1 / (sqrt(second moment) + eps).
+        """Multiply v by Adam's 1 / (sqrt(second moment) + eps); after the first step only.
 
         Returns:
-            False, and v as it was, when the optimizer keeps no second moment, or none yet.
+            False, and v as it was, when the optimizer keeps no second moment.
         """
 
     @abstractmethod
@@ -225,6 +225,12 @@ class ReplicatedGradient(HeldOutGradient):
         self.ready = True
 
     def precondition(self, eps: float) -> bool:
+        zero = self.session.engine.optimizer
+        if hasattr(zero, "_hp_optimizer_states_linked"):
+            # ZeRO-1 and 2 link an optimizer's state to parameters once, after the first group's first step, when the
+            # other groups have none (deepspeed/runtime/zero/stage_1_and_2.py, _optimizer_step).
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
         moments = {name: _second_moment(self.session, p) for name, p in self.parameters.items()}
         if any(moment is None for moment in moments.values()):
             return False

@@ -6,6 +6,7 @@ comes to the same weights.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from trainer.engine.session import Session
 from trainer.meta.held_out import HeldOut
 from trainer.meta.weights import Aligned, Famo, Readings, Vector, Weighting
 from trainer.model.layers import layer_parameters
-from trainer.window import MicroBatch, Pool, Window
+from trainer.window import MicroBatch, Planner, Pool, Window
+from trainer.window.planner import Phase
 
 _EPS = 1e-8
 
@@ -47,18 +49,36 @@ class Controller:
         self.names = names
         self.pools = pools
         self.shares = shares
+        self.phase: Phase | None = None
         self.weighting = weighting
         self.held_out = held_out
         self.gradient: HeldOutGradient | None = None
         if held_out is not None:
             self.gradient = held_out_gradient(session, layer_parameters(session.model, config.layers))
         self.norm = 0.0
+        self._moved = True  # sampling starts with the rule's own weights
         self._log: dict[str, float] = {}
 
     def factors(self) -> Vector:
-        """[T] what each task's loss is multiplied by: then the expected loss of a window is the sum of weight x mean
-        loss of the task, however often each is drawn."""
-        return np.asarray(self.weighting.coefficients / self.shares)
+        """[T] what each task's loss is multiplied by. Without `importance` the expected loss of a window is then the sum
+        of coefficient x mean loss of the task, however often each is drawn."""
+        if self.config.action == "loss":
+            return np.asarray(self.weighting.coefficients / self.shares)
+        drawn = self.shares if self.phase is None else np.array(self.phase.shares)
+        return np.asarray(self.shares / drawn) if self.config.importance else np.ones_like(drawn)
+
+    def planner(self, planner: Planner, step: int) -> Planner:
+        """The planner of window `step` and those after it, once the windows before it are done."""
+        if self.config.action == "loss":
+            return planner
+        if self._moved:
+            self.phase, self._moved = planner.phase(step, self.weighting.coefficients), False
+            return planner.entering(self.phase)
+        return planner
+
+    def resumed(self, planner: Planner) -> Planner:
+        """The planner that a checkpoint was written with."""
+        return planner if self.phase is None else planner.entering(self.phase)
 
     def before_window(self, step: int) -> HeldOutGradient | None:
         """Make the held-out gradient anew where that is due.
@@ -75,7 +95,7 @@ class Controller:
             if seen.accuracy is not None:
                 self._log["meta/dev_head_accuracy"] = seen.accuracy
             # AdamW has no second moment before its first step: nothing is read until the next refresh.
-            gradient.ready = self.config.signal != "adam" or gradient.precondition(_EPS)
+            gradient.ready = self.config.signal != "adam" or (step > 0 and gradient.precondition(_EPS))
             self.norm = gradient.norm()
             # Zero: no row can be told better. Not finite: a broken forward, which training will report.
             gradient.ready &= bool(np.isfinite(self.norm)) and self.norm > 0.0
@@ -99,6 +119,7 @@ class Controller:
             return
         if (window.step + (self.config.read == "every")) % self.config.every == 0:
             rule.update(self.config.every)
+            self._moved = True
 
     def values(self) -> dict[str, float]:
         """Flat numbers for the log."""
@@ -112,11 +133,14 @@ class Controller:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside `shards`; the same on every rank."""
         ready = self.gradient is not None and self.gradient.ready
-        return {"norm": self.norm, "ready": ready, "log": self._log, "weighting": self.weighting.state()}
+        phase = None if self.phase is None else asdict(self.phase)
+        own = {"norm": self.norm, "ready": ready, "log": self._log, "phase": phase, "moved": self._moved}
+        return {**own, "weighting": self.weighting.state()}
 
     def load(self, state: dict[str, Any], shards: list[Tensor]) -> None:
         """Go on from a checkpoint."""
-        self.norm, self._log = state["norm"], dict(state["log"])
+        self.norm, self._log, self._moved = state["norm"], dict(state["log"]), state["moved"]
+        self.phase = None if state["phase"] is None else Phase(**state["phase"])
         self.weighting.load(state["weighting"])
         if self.gradient is not None:
             self.gradient.load(shards, state["ready"])

@@ -20,6 +20,13 @@ Vector = NDArray[np.float64]
 _LEAST = 1e-4
 """No weight falls below this share of an equal one: a task of weight 0 could never be read again."""
 
+_ERRORS = 2.0
+"""Standard errors within which a lead counts as noise. Means are averages over many windows, so that what is noise in
+one update still stands in the next: less than two would let it pile up."""
+
+_MOST = 1e6
+"""An alignment beyond this is a broken one: a cosine is at most 1."""
+
 
 @dataclass
 class Readings:
@@ -34,8 +41,8 @@ class Readings:
 
     @classmethod
     def of(cls, tasks: NDArray[np.int64], values: Vector, size: int) -> Readings:
-        """`values` [n] of `tasks` [n]; those that are not finite are left out."""
-        good = np.isfinite(values)
+        """`values` [n] of `tasks` [n]; those that are not finite, or absurd, are left out."""
+        good = np.abs(values) < _MOST  # False for NaN
         sums = [np.bincount(tasks[good], weights=w, minlength=size) for w in (None, values[good], values[good] ** 2)]
         return cls(*(np.asarray(s, np.float64) for s in sums))
 
@@ -150,15 +157,17 @@ class Aligned(Weighting):
         return self.config.rate * windows * lead
 
     def _beyond_noise(self, lead: Vector, now: Estimate, windows: int) -> Vector:
-        """The part of each lead beyond one standard error (positive-part James-Stein), by the spread of all leads."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            kept = np.where(lead == 0.0, 0.0, lead * np.maximum(0.0, 1.0 - (now.error / lead) ** 2))
+        """The part of each lead beyond two standard errors (positive-part James-Stein), by the spread of all leads."""
         known = np.isfinite(now.error)
-        kept = np.where(known, kept, 0.0)
-        unit = np.sqrt((lead[known] ** 2).mean()) if known.any() else 0.0
-        if unit == 0.0:
+        if not known.any():
             return np.zeros_like(lead)
-        return np.asarray(self.config.strength * windows / self.steps * kept / unit)
+        noise = np.where(known, _ERRORS * now.error, np.inf)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            kept = np.where((lead == 0.0) | ~known, 0.0, lead * np.maximum(0.0, 1.0 - (noise / lead) ** 2))
+        spread = np.sqrt((lead[known] ** 2 + noise[known] ** 2).mean())
+        return np.asarray(
+            self.config.strength * windows / self.steps * kept / spread if spread else np.zeros_like(lead)
+        )
 
     def state(self) -> dict[str, Any]:
         sums = {name: getattr(self, name).tolist() for name in ("count", "total", "squares", "spread")}

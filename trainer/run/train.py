@@ -97,10 +97,13 @@ def _run(loop: Loop, stop: StopFlag) -> None:
     """Window after window, until the last one, early stopping or a signal."""
     recipe, session = loop.job.recipe, loop.session
     steps, seed = recipe.training.steps, recipe.seed
+    controller = loop.controller
     planner = loop.job.planner(loop.state.group)
+    planner = planner if controller is None else controller.resumed(planner)
     collator = loop.job.collator(loop.job.train)
     meter = Meter(loop.job, session)
     while loop.state.step < steps and not loop.state.finished:
+        planner = planner if controller is None else controller.planner(planner, loop.state.step)
         window = planner.window(loop.state.step, session.world_size)
         factor = lr_factor(window.step, steps, recipe.optimizer)
         began = time.monotonic()

@@ -9,6 +9,7 @@ another number of GPUs gives the same global batch. (Under `step` it also depend
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from trainer.window.parcels import Parcels
 from trainer.window.rows import ROW_PARCELS, Draw, RowWindows
 
 Indices = NDArray[np.int64]
+
+_PHASE = 21  # salt
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,18 @@ class Window:
         return weights
 
 
+@dataclass(frozen=True)
+class Phase:
+    """Other shares of the tasks from some window on; plain numbers, for checkpoints."""
+
+    start: int
+    """Its first window."""
+    drawn: list[int]
+    """[T] parcels of each task in all windows before."""
+    shares: list[float]
+    """[T] expected share of each task among examples."""
+
+
 class Planner:
     """Plans any window of a run.
 
@@ -104,13 +119,36 @@ class Planner:
         self.parcels = [Parcels(p.lengths, p.counts, budget, int(mix(seed, name_key(p.name))), by_row) for p in pools]
         # A draw is a parcel, and parcels of short rows hold more of them: dividing by the mean makes the expected
         # share of *examples* what the rule says.
-        draw = shares / np.array([p.mean_rows for p in self.parcels])
-        draw /= draw.sum()
+        draw = self._draws(shares)
+        self.seed = seed
+        self._start, self._drawn = 0, np.zeros(len(self.pools), np.int64)
         self._rows = None
         if by_row:
             sizes = [(p.lengths, p.counts) for p in pools]
             self._rows = RowWindows(self.parcels, sizes, draw, config.micro_batches, config.tokens, seed)
         self.tree = self._rows.tree if self._rows else CountTree(draw, config.micro_batches // self.group, seed)
+
+    def _draws(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[T] expected share of each task among parcels."""
+        draw = shares / np.array([p.mean_rows for p in self.parcels])
+        return np.asarray(draw / draw.sum())
+
+    def phase(self, start: int, shares: NDArray[np.float64]) -> Phase:
+        """The plan's tasks have `shares` from window `start` on, each going on with its next parcel."""
+        return Phase(start, self._before(start).tolist(), shares.tolist())
+
+    def entering(self, phase: Phase) -> Planner:
+        """The planner of the windows of `phase`. Not for `row` windows, whose rows are planned by the cycle."""
+        assert self._rows is None
+        planner = copy.copy(self)
+        # Another seed: a phase is short, and the first windows of a tree favour the same tasks every time.
+        seed = int(mix(self.seed, _PHASE, phase.start))
+        planner.tree = CountTree(self._draws(np.array(phase.shares)), self.tree.draws, seed)
+        planner._start, planner._drawn = phase.start, np.array(phase.drawn, np.int64)
+        return planner
+
+    def _before(self, step: int) -> Indices:
+        return np.asarray(self._drawn + self.tree.before(step - self._start) * self.group)
 
     def expected_draws(self) -> NDArray[np.float64]:
         """[T] expected draws of each task in a window."""
@@ -133,7 +171,8 @@ class Planner:
         return Window(step, self._arrange(drawn, step, world_size), rows, units)
 
     def _draw(self, step: int) -> list[MicroBatch]:
-        before, counts = (number * self.group for number in self.tree.span(step))
+        before, counts = (number * self.group for number in self.tree.span(step - self._start))
+        before = before + self._drawn
         drawn: list[MicroBatch] = []
         for task in np.flatnonzero(counts).tolist():
             for rows, epoch in self.parcels[task].run(int(before[task]), int(counts[task])):

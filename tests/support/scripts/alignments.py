@@ -140,7 +140,7 @@ def compare(values: dict[str, Any], steps: int) -> dict[str, Any]:
         if held_out is not None:
             if step % controller.config.every == 0:
                 v = held_out_gradient(reference, controller, job)
-                if controller.config.signal == "adam":
+                if controller.config.signal == "adam" and step > 0:
                     v = {name: g / (moment(session, name).sqrt() + 1e-8) for name, g in v.items()}
             products, lengths = true_readings(reference, job, window, factors, v, controller.config.layers)
             norm = product(v, v) ** 0.5
