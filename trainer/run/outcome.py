@@ -21,10 +21,11 @@ from trainer.metrics.log import FILE_NAME, read_metrics
 from trainer.metrics.picture import draw_curves
 from trainer.metrics.scores import PRIMARY, majority
 from trainer.metrics.table import TaskResult, final_table, to_markdown, write_results
+from trainer.metrics.weights_picture import draw_weights
 from trainer.run.evaluate import primary_metric, references_of
 from trainer.run.prepare import Job
 
-RESULTS, TABLE, PICTURE = "results.json", "results.md", "curves.png"
+RESULTS, TABLE, PICTURE, WEIGHTS = "results.json", "results.md", "curves.png", "weights.png"
 
 
 def write_outcome(job: Job, run_dir: Path) -> None:
@@ -36,6 +37,7 @@ def write_outcome(job: Job, run_dir: Path) -> None:
     (run_dir / TABLE).write_text(to_markdown(results))
     baselines = {r.task: r.majority for r in results if r.majority is not None}
     draw_curves(run_dir / FILE_NAME, run_dir / PICTURE, baselines)
+    draw_weights(run_dir / FILE_NAME, run_dir / WEIGHTS)
 
 
 def chosen_step(run_dir: Path, which: str = "best") -> int:
@@ -104,6 +106,7 @@ def print_outcome(run_dir: Path) -> None:
     console.print(final_table(read_results(run_dir / RESULTS)))
     where = [
         ("curves", run_dir / PICTURE),
+        *([("weights", run_dir / WEIGHTS)] if (run_dir / WEIGHTS).is_file() else []),
         ("metrics", run_dir / FILE_NAME),
         ("table", run_dir / TABLE),
         ("TensorBoard", run_dir / "tensorboard"),

@@ -294,6 +294,6 @@ def _held_out(
     if len(held_out) < _FEWEST_HELD_OUT:
         raise ConfigError(
             f"meta.held_out: {len(held_out)} of the {len(train[end])} training rows of '{meta.end_task}' are too few "
-            f"to say what helps it (at least {_FEWEST_HELD_OUT}); raise meta.held_out.share, or set meta.weights to equal"
+            f"to say what helps it (at least {_FEWEST_HELD_OUT}); raise meta.held_out.share, or set meta.weights=equal"
         )
     return [kept if t == end else view for t, view in enumerate(train)], held_out

@@ -96,7 +96,7 @@ def _restore(
 def _run(loop: Loop, stop: StopFlag) -> None:
     """Window after window, until the last one, early stopping or a signal."""
     recipe, session = loop.job.recipe, loop.session
-    steps, seed = recipe.training.steps, recipe.seed
+    steps = recipe.training.steps
     controller = loop.controller
     planner = loop.job.planner(loop.state.group)
     planner = planner if controller is None else controller.resumed(planner)
