@@ -14,7 +14,14 @@ END = {"encoder": "topic", "encoder-decoder": "choose", "decoder": "find"}
 
 
 def written(folder: Path, name: str, kind: str, stage: int, **changes: Any) -> str:
-    meta = {"end_task": END[kind], "every": 2, "rate": 1.0, "floor": 0.05, "held_out": {"share": 0.3}, **changes.pop("meta", {})}
+    meta = {
+        "end_task": END[kind],
+        "every": 2,
+        "rate": 1.0,
+        "floor": 0.05,
+        "held_out": {"share": 0.3},
+        **changes.pop("meta", {}),
+    }
     heterogeneity = changes.pop("heterogeneity", "step")
     values = tiny.values(
         folder / kind, kind, meta=meta, window={"heterogeneity": heterogeneity, "micro_batches": 8}, **changes

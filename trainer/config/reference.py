@@ -53,16 +53,24 @@ def insert(page: str) -> str:
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
-    annotation = field.annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    """The section that a key holds, or may hold."""
+    annotations = typing.get_args(field.annotation) or (field.annotation,)
+    found = [a for a in annotations if isinstance(a, type) and issubclass(a, BaseModel) and a is not TaskSpec]
+    return found[0] if found and set(annotations) <= {found[0], types.NoneType} else None
 
 
 def _table(fields: dict[str, FieldInfo], prefix: str = "") -> str:
-    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *_lines(fields, prefix)])
+
+
+def _lines(fields: dict[str, FieldInfo], prefix: str) -> Iterator[str]:
+    """A line a key; a section inside a section has its keys in the same table."""
     for name, field in fields.items():
+        if inner := _section(field):
+            yield from _lines(inner.model_fields, f"{prefix}{name}.")
+            continue
         cells = [f"`{prefix}{name}`", _type(field.annotation, field.metadata), _default(field), _meaning(field)]
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(lines)
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _meaning(field: FieldInfo) -> str:
