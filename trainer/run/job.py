@@ -13,12 +13,13 @@ from typing import Any
 
 from trainer.config import Recipe, load_recipe, save_recipe
 from trainer.engine.checkpoint import Checkpoints, newest
-from trainer.engine.deepspeed_json import resolve
+from trainer.engine.deepspeed_json import resolve, stage
 from trainer.engine.launch import Launch, run_ranks
 from trainer.errors import ConfigError, RunError
 from trainer.losses import compile_ahead
 from trainer.metrics.log import FILE_NAME
 from trainer.run.prepare import Progress, prepare
+from trainer.run.weighing import readable
 
 RECIPE, TENSORBOARD = "recipe.yaml", "tensorboard"
 
@@ -49,9 +50,11 @@ def train(recipe: Recipe, launch: Launch | None = None, progress: Progress | Non
     world_size = launch.world_size()
     check_run(recipe)
     job = prepare(recipe, progress)
-    resolve(recipe, world_size, hidden_size=job.hidden_size, device=_device())
+    config = resolve(recipe, world_size, hidden_size=job.hidden_size, device=_device())
     if job.by_step:
         job.planner(recipe.window.group or world_size)
+    if job.held_out is not None:
+        readable(job, world_size, stage(config))
     compile_ahead(recipe.kernels, say=print)
     open_run(recipe)
     run_dir = recipe.run_dir

@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.config import Recipe
-from trainer.engine.deepspeed_json import resolve
+from trainer.engine.deepspeed_json import resolve, stage
 from trainer.engine.launch import Launch
 from trainer.engine.schedule import warmup_steps
 from trainer.model.multitask import ModelSizes, sizes
 from trainer.run.memory import MemoryRow, estimate, render
 from trainer.run.prepare import Job, Progress, prepare
+from trainer.run.weighing import readable
 from trainer.window import Window
 
 
@@ -40,6 +41,8 @@ class Plan:
     draws: NDArray[np.float64]
     """[T] expected draws of each task in a window."""
     windows: list[Window]
+    readable: NDArray[np.float64] | None
+    """[T] share of windows in which each task's gradient can be read; None where nothing is read."""
 
 
 def make_plan(recipe: Recipe, launch: Launch | None = None, windows: int = 2, progress: Progress | None = None) -> Plan:
@@ -65,6 +68,7 @@ def make_plan(recipe: Recipe, launch: Launch | None = None, windows: int = 2, pr
         planner.epochs_after(recipe.training.steps),
         planner.expected_draws(),
         [planner.window(step, world_size) for step in range(windows)],
+        None if job.held_out is None else readable(job, world_size, stage(config)),
     )
 
 
@@ -83,6 +87,8 @@ def print_plan(recipe: Recipe, launch: Launch, windows: int, progress: Progress 
     console.print(_tasks_table(plan))
     console.rule("windows")
     _print_steps(plan, console)
+    if plan.readable is not None:
+        _print_meta(plan, plan.readable, console)
     for window in plan.windows:
         console.print(_window_table(plan, window))
 
@@ -103,6 +109,22 @@ def _print_steps(plan: Plan, console: Console) -> None:
         f"{recipe.training.steps} windows of {recipe.window.micro_batches} micro-batches: {plan.world_size} "
         f"rank{'s' if plan.world_size > 1 else ''} x {micro} micro-step{'s' if micro > 1 else ''}, at most "
         f"{recipe.window.tokens} tokens each; warm-up {warmup_steps(recipe.optimizer, recipe.training.steps)} windows"
+    )
+
+
+def _print_meta(plan: Plan, readable: NDArray[np.float64], console: Console) -> None:
+    job, config, held_out = plan.job, plan.job.recipe.meta, plan.job.held_out
+    assert config is not None
+    assert held_out is not None
+    tokens = min(config.held_out.batch or len(held_out), len(held_out)) * float(np.mean(held_out.column("length")))
+    window = job.recipe.window.micro_batches * job.recipe.window.tokens
+    # A refresh is two forwards and a backward where training is one of each, and a backward costs two forwards.
+    more = 4 / 3 * tokens / window / config.every
+    seldom = [f"{name} {100 * r:.0f} %" for name, r in zip(job.names, readable, strict=True) if r < 1]
+    console.print(
+        f"weights by {config.weights} for {config.end_task}: {len(held_out)} held-out rows, a refresh every "
+        f"{config.every} windows (about {100 * more:.1f} % of the work); "
+        + (f"windows in which a task can be read: {', '.join(seldom)}" if seldom else "every task can be read in all")
     )
 
 
