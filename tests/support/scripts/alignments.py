@@ -51,12 +51,12 @@ def product(a: Gradient, b: Gradient) -> float:
     return float(sum((a[name].double() * b[name].double()).sum() for name in a))
 
 
-def held_out_gradient(model: MultiTaskModel, controller: Controller, job: Job) -> Gradient:
+def held_out_gradient(model: MultiTaskModel, controller: Controller, job: Job, number: int) -> Gradient:
     """By rows of scores written out, one by one, with nothing of ours but the model's features."""
     held_out = controller.held_out
     assert held_out is not None
     model.eval()
-    (batch,) = held_out.held_out.batches(10**6, 0, 10**9, 0, 1)
+    (batch,) = held_out.held_out.batches(10**6, number, 10**9, 0, 1)
     task = job.tasks[job.names.index(controller.config.end_task)]
     if held_out.head is None:
         weighted = model(batch)["loss"]
@@ -139,7 +139,7 @@ def compare(values: dict[str, Any], steps: int) -> dict[str, Any]:
         factors = controller.factors()
         if held_out is not None:
             if step % controller.config.every == 0:
-                v = held_out_gradient(reference, controller, job)
+                v = held_out_gradient(reference, controller, job, step // controller.config.every)
                 if controller.config.signal == "adam" and step > 0:
                     v = {name: g / (moment(session, name).sqrt() + 1e-8) for name, g in v.items()}
             products, lengths = true_readings(reference, job, window, factors, v, controller.config.layers)
