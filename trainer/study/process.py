@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -78,14 +79,13 @@ def processes_of(directory: Path) -> list[psutil.Process]:
 
 
 def kill_all(directory: Path) -> None:
-    """SIGKILL to every process of a run; again while there are new ones, but no longer than a minute."""
-    for _ in range(12):
-        if not (left := processes_of(directory)):
-            return
+    """SIGKILL to every process of a run, and to those they have started since, for no longer than half a minute."""
+    deadline = time.monotonic() + 30
+    while (left := processes_of(directory)) and time.monotonic() < deadline:
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(left, timeout=5)
+        time.sleep(0.05)  # not psutil's wait: it would take the exit code of our child
 
 
 def _end_with_parent() -> None:
