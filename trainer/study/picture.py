@@ -21,7 +21,7 @@ from trainer.study.summary import Cell, Row, Summary
 
 PANEL, LINE, TITLE, AXIS, HEAD = 2.9, 0.32, 0.36, 0.34, 0.5
 """Inches: width of a panel, height of an arm's line, and room for its title, its axis and the heading."""
-CHARACTER = 0.062
+CHARACTER = 0.068
 """Inches of a letter of the arms' names."""
 MOST_COLUMNS = 4
 LONGEST_NAME = 40
@@ -36,7 +36,7 @@ def draw_study(study: Study, summary: Summary, out: Path) -> None:
     tall = LINE * len(study.arms)
     width = max(labels + columns * PANEL + 0.15, 6.2)
     height = HEAD + lines * (TITLE + tall + AXIS) + 0.1
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
     FigureCanvasAgg(figure)
     part = figure.subfigures(1, 1, squeeze=False)[0, 0]
     heading(part, f"{study.name}: {study.metric} scores", height, width)
@@ -48,7 +48,7 @@ def draw_study(study: Study, summary: Summary, out: Path) -> None:
         place = ((labels + column * cell) / width, bottom / height, (cell - 0.25) / width, tall / height)
         _panel(part.add_axes(place), study, row, first=column == 0)
     temporary = out.with_name(f".{out.stem}.tmp{out.suffix}")
-    figure.savefig(temporary, dpi=130)
+    figure.savefig(temporary)
     temporary.replace(out)
 
 

@@ -71,7 +71,7 @@ def _cells(study: Study, summary: Summary) -> list[list[str]]:
     names = [f"{arm} (baseline)" if arm == study.baseline else arm for arm in study.arms]
     lines = [["task", "metric", *names]]
     for row in summary.rows:
-        task = f"**{row.task}**" if not row.metric and row is summary.rows[-1] else row.task
+        task = f"**{row.task}**" if row.is_mean else row.task
         lines.append([task, row.metric, *(_score(row, row.cells[arm]) for arm in study.arms)])
     costs = [summary.costs[arm] for arm in study.arms]
     lines.append(
@@ -113,7 +113,7 @@ def _legend(study: Study, summary: Summary) -> list[str]:
         lines.append(f"Above {MOST_EXACT} pairs p is from {SAMPLES:,} sampled sign flips, else from all of them.")
     if any(test.too_few for test in tests):
         lines.append("*: fewer than 6 pairs cannot give p < .05, whatever the difference.")
-    if len(summary.rows) > len(study.tasks):
+    if any(row.is_mean for row in summary.rows):
         lines.append("The mean over tasks counts the seeds that are finished on all of them.")
     lines.append("Training time leaves out evaluation and start-up; memory is the first rank's.")
     return lines

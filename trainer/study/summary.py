@@ -14,8 +14,6 @@ from trainer.study.result import Result
 from trainer.study.schema import Study
 from trainer.study.statistics import Permutation, Spread, permutation_test, spread
 
-MEAN = "mean"
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -35,6 +33,7 @@ class Row:
     task: str
     metric: str
     cells: dict[str, Cell]
+    is_mean: bool = False
 
     @property
     def percent(self) -> bool:
@@ -76,7 +75,7 @@ def summarise(study: Study, results: Sequence[Result]) -> Summary:
     # Perplexities live on another scale and are left out of the mean.
     tasks = [task for task in study.tasks if higher_is_better(metrics.get(task, ""))]
     if len(tasks) > 1:
-        rows.append(Row(MEAN, "", _mean_cells(study, tasks, scores)))
+        rows.append(Row("mean", "", _mean_cells(study, tasks, scores), is_mean=True))
     return Summary(rows, {arm: _cost(study, arm, results) for arm in study.arms}, list(results))
 
 
