@@ -36,6 +36,8 @@ def test_on_gpus_each_run_has_its_own() -> None:
     assert shares(["0", "1", "2"], None, 1) == ["0", "1", "2"]
     assert shares(["4", "5", "6", "7"], None, 2) == ["4,5", "6,7"]
     assert shares(["0", "1", "2"], 1, 2) == ["0,1"]
+    with pytest.raises(ConfigError, match="must name GPUs by number"):
+        gpu_slots(["GPU-1a2b"], None, 1)
     with pytest.raises(ConfigError, match="3 runs of 2 ranks need 6 GPUs; there are 4"):
         gpu_slots(["0", "1", "2", "3"], 3, 2)
     with pytest.raises(ConfigError, match="1 runs of 2 ranks need 2 GPUs; there are 1"):

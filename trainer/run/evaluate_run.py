@@ -78,6 +78,6 @@ def evaluate_on_this_rank(run_dir: Path, split: str, step: int, tasks: Sequence[
         if split == "dev" and (run_dir / "results.json").is_file():
             rows = json.loads((run_dir / "results.json").read_text())["tasks"]
             known = {row["task"]: row["before"] for row in rows if row["before"] is not None}
-            before = {evaluation.key(task): value for task, value in known.items()}
+            before = {evaluation.key(task): known[task] for task in judged.names if task in known}
         results = task_results(judged, splits, before, evaluation.flat())
         write_results(result_path(run_dir, split, step, tasks), results)

@@ -38,7 +38,7 @@ def choose_slots(runs: Sequence[Run], jobs: int | None, ranks: int) -> Slots:
     """Places for `jobs` runs at once of `ranks` ranks each; None fits them to the machine.
 
     Raises:
-        ConfigError: there are fewer GPUs than that.
+        ConfigError: there are fewer GPUs than that, or they are not named by number.
     """
     for option, number in (("--jobs", jobs), ("--ranks", ranks)):
         if number is not None and number < 1:
@@ -61,6 +61,10 @@ def visible_gpus() -> list[str]:
 
 def gpu_slots(gpus: Sequence[str], jobs: int | None, ranks: int) -> Slots:
     """One place for every `ranks` GPUs."""
+    if not all(name.isdigit() for name in gpus):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES: '{','.join(gpus)}' must name GPUs by number; DeepSpeed takes no other"
+        )
     most = len(gpus) // ranks
     if most < (jobs or 1):
         raise ConfigError(f"{jobs or 1} runs of {ranks} ranks need {(jobs or 1) * ranks} GPUs; there are {len(gpus)}")
