@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ class Child:
         self.directory = directory
         self.log = log
         with log.open("ab") as file:
-            file.write(f"$ {' '.join(command)}\n".encode())
+            file.write(f"$ {shlex.join(command)}\n".encode())
             file.flush()
             self._log_start = file.tell()
             self._process = subprocess.Popen(

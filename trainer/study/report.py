@@ -62,8 +62,13 @@ def terminal_table(study: Study, summary: Summary) -> Table:
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
     for row in body:
-        table.add_row(*(cell.replace("**", "").replace(" (+", "\n(+").replace(" (-", "\n(-") for cell in row))
+        table.add_row(*(_narrow(cell) for cell in row))
     return table
+
+
+def _narrow(cell: str) -> str:
+    """A cell on two lines, without Markdown."""
+    return cell.replace("**", "").replace(" (+", "\n(+").replace(" (-", "\n(-").replace(" = ", "=").replace(" < ", "<")
 
 
 def _cells(study: Study, summary: Summary) -> list[list[str]]:
