@@ -47,9 +47,7 @@ def draw_study(study: Study, summary: Summary, out: Path) -> None:
         bottom = height - HEAD - line * (TITLE + tall + AXIS) - TITLE - tall
         place = ((labels + column * cell) / width, bottom / height, (cell - 0.25) / width, tall / height)
         _panel(part.add_axes(place), study, row, first=column == 0)
-    temporary = out.with_name(f".{out.stem}.tmp{out.suffix}")
-    figure.savefig(temporary)
-    temporary.replace(out)
+    figure.savefig(out)
 
 
 def _panel(axes: Axes, study: Study, row: Row, first: bool) -> None:

@@ -38,7 +38,8 @@ def write_report(study: Study, runs: Sequence[Run]) -> Summary:
     rows = list(_summary_rows(study, summary))
     _write_csv(folder / SUMMARY, list(rows[0]), rows)
     if results:
-        draw_study(study, summary, folder / PICTURE)
+        draw_study(study, summary, _aside(folder / PICTURE))
+        os.replace(_aside(folder / PICTURE), folder / PICTURE)
     return summary
 
 
@@ -143,7 +144,7 @@ def _summary_rows(study: Study, summary: Summary) -> Iterable[dict[str, Any]]:
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _aside(path)
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
@@ -152,6 +153,11 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _aside(path)
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _aside(path: Path) -> Path:
+    """Where this process writes a file before it takes its place: two studies may end at the same time."""
+    return path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
