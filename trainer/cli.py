@@ -98,16 +98,44 @@ def eval_command(
     run: RunArgument,
     split: Annotated[str, typer.Option(help="`dev`, `test` or `train`.")] = "dev",
     step: Step = "best",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="Task to evaluate. Repeat for several; default: all.")
+    ] = None,
     num_gpus: NumGpus = None,
     hostfile: Hostfile = None,
     include: Include = "",
     exclude: Exclude = "",
     master_port: MasterPort = None,
 ) -> None:
-    """Evaluate a checkpoint of a run on every task; any number of ranks."""
+    """Evaluate a checkpoint of a run on every task, or on those named; any number of ranks."""
     from trainer.run.evaluate_run import evaluate_run
 
-    evaluate_run(run, split, step, _launch(num_gpus, hostfile, include, exclude, master_port))
+    evaluate_run(run, split, step, _launch(num_gpus, hostfile, include, exclude, master_port), task or ())
+
+
+@app.command(name="study")
+def study_command(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="YAML file of a study (docs/studies.md).")],
+    jobs: Annotated[int | None, typer.Option(help="Runs at once; default: as many as the machine takes.")] = None,
+    ranks: Annotated[int, typer.Option(help="GPUs of a run; without GPUs, processes.")] = 1,
+    limit: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Stop in order after so long; the next call goes on.", min=0)
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Only write the report of what is finished.")] = False,
+) -> None:
+    """Train arms x tasks x seeds and compare them; run it again to go on, on any machine.
+
+    The study's directory (`output/name` of the file) holds a run directory for every task, arm and seed, RESULTS.md,
+    results.csv, summary.csv and results.png.
+    """
+    from trainer.study.command import report_study, run_study
+    from trainer.study.schema import load_study
+
+    checked = load_study(study)
+    if report:
+        report_study(checked)
+    else:
+        run_study(checked, jobs, ranks, limit)
 
 
 @app.command(name="export")

@@ -31,8 +31,8 @@ def main() -> None:
         if arguments[0] == "eval":
             from trainer.run.evaluate_run import evaluate_on_this_rank
 
-            run_dir, split, step = arguments[1:]
-            evaluate_on_this_rank(Path(run_dir), split, int(step))
+            run_dir, split, step, *tasks = arguments[1:]
+            evaluate_on_this_rank(Path(run_dir), split, int(step), tasks)
         else:
             from trainer.run.job import run_on_this_rank
 

@@ -21,6 +21,8 @@ from trainer.cli import app
 from trainer.config import Recipe, load_recipe, recipe_from
 from trainer.config.reference import BEGIN, END, insert
 from trainer.engine import deepspeed_json
+from trainer.study.grid import substitute
+from trainer.study.schema import load_study
 from trainer.tasks.cards import BOOKKEEPING
 from trainer.tasks.spec import TaskSpec
 
@@ -127,7 +129,7 @@ def yaml_recipes() -> list[Any]:
     for page in PAGES:
         for number, block in enumerate(blocks(page, "yaml", "yml")):
             values = yaml.safe_load(block)
-            if isinstance(values, dict) and values.keys() & Recipe.model_fields.keys():
+            if isinstance(values, dict) and "arms" not in values and values.keys() & Recipe.model_fields.keys():
                 found.append(pytest.param(values, id=f"{page_id(page)}-{number}"))
     return found
 
@@ -135,6 +137,24 @@ def yaml_recipes() -> list[Any]:
 @pytest.mark.parametrize("values", yaml_recipes())
 def test_yaml_blocks_are_recipes(values: dict[str, Any]) -> None:
     recipe_from({"model": {"path": "package:any"}, "tasks": ["any"], **values})
+
+
+def yaml_studies() -> list[Any]:
+    found = [(page, yaml.safe_load(block)) for page in PAGES for block in blocks(page, "yaml", "yml")]
+    return [pytest.param(v, id=page_id(page)) for page, v in found if isinstance(v, dict) and "arms" in v]
+
+
+@pytest.mark.parametrize("values", yaml_studies())
+def test_yaml_blocks_are_studies(values: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(values))
+    study = load_study(path)
+    for name, arm in study.arms.items():
+        for task in study.tasks:
+            variables = {**study.task(task).variables, "task": task, "seed": "0"}
+            filled = [substitute(override, variables) for override in [*study.overrides, *arm.overrides]]
+            (tmp_path / "arm.yaml").write_text(yaml.safe_dump({"model": {"path": "package:any"}, "tasks": ["any"]}))
+            assert load_recipe(tmp_path / "arm.yaml", filled).tasks, name
 
 
 @every_page

@@ -49,7 +49,7 @@ def check(results: list[dict[str, Any]], bound: float = 1e-5) -> None:
             assert max(float(gap.max()) for gap in one["gaps"]) < bound, (where, one["gaps"])
             # At the head's optimum this gradient is a difference of nearly equal parts.
             assert max(one["norms"]) < 5 * bound, (where, one["norms"])
-            assert float(torch.cat(one["sizes"]).abs().max()) > 100 * bound, f"{where}: all alignments are about 0"
+            assert float(torch.cat(one["sizes"]).abs().max()) > 1e-3, f"{where}: all alignments are about 0"
             assert one["weights"][0] != one["weights"][-1], f"{where}: the weights did not move"
             assert one["weights"] == results[0][path]["weights"], f"{where}: ranks differ"
 
@@ -101,4 +101,4 @@ def test_bf16(tmp_path: Path) -> None:
     recipes = [
         written(tmp_path, f"bf16-zero{stage}", "encoder", stage, training={"precision": "bf16"}) for stage in (2, 3)
     ]
-    check(run_ranks("alignments.py", 2, tmp_path / "out", str(STEPS), *recipes), bound=0.01)
+    check(run_ranks("alignments.py", 2, tmp_path / "out", str(STEPS), *recipes), bound=0.003)

@@ -109,6 +109,16 @@ def test_a_finished_run_is_not_trained_again(finished: tuple[Path, Path, str]) -
 
 
 @pytest.mark.distributed
+def test_a_run_killed_before_its_outcome_was_written_writes_it(finished: tuple[Path, Path, str]) -> None:
+    run, path, _ = finished
+    log, results = (run / "metrics.jsonl").read_bytes(), (run / "results.json").read_bytes()
+    (run / "results.json").unlink()
+    sett("train", str(path), "--num-gpus", "2")
+    assert (run / "results.json").read_bytes() == results
+    assert (run / "metrics.jsonl").read_bytes() == log
+
+
+@pytest.mark.distributed
 def test_a_started_run_refuses_another_recipe(finished: tuple[Path, Path, str]) -> None:
     _, path, _ = finished
     message = sett("train", str(path), "--num-gpus", "2", "optimizer.lr=0.5", code=2)
@@ -123,6 +133,13 @@ def test_evaluating_on_another_number_of_ranks_gives_the_logged_metrics(finished
     evaluated = json.loads((run / "eval-dev-40.json").read_text())
     logged = [r for r in read_metrics(run / "metrics.jsonl") if r["step"] == 40 and "eval/mean" in r][-1]
     assert evaluated["mean"]["after"] == pytest.approx(logged["eval/mean"], abs=1e-6)
+    sett("eval", str(run), "--step", "last", "--num-gpus", "1", "--task", "score", "--task", "fill")
+    some = json.loads((run / "eval-dev-40-score-fill.json").read_text())["tasks"]
+    expected = {row["task"]: row for row in evaluated["tasks"]}
+    assert {row["task"] for row in some} == {"score", "fill"}
+    for row in some:  # batches are the same, for each is of one task
+        assert row["after"] == pytest.approx(expected[row["task"]]["after"], rel=1e-6)
+        assert row["rows"] == expected[row["task"]]["rows"]
 
 
 @pytest.mark.distributed

@@ -75,19 +75,29 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: with the key's path and the nearest valid name.
     """
     path = Path(path)
+    values = read_mapping(path, "recipe")
+    for override in overrides:
+        _apply(values, override)
+    return recipe_from(values, base=path.resolve().parent, where=str(path))
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """The top-level mapping of a YAML file; `what` is said of it in messages.
+
+    Raises:
+        ConfigError: it cannot be read, is not YAML, or is not a mapping.
+    """
     if path.is_dir():
-        raise ConfigError(f"{path}: is a directory; give the recipe's YAML file")
+        raise ConfigError(f"{path}: is a directory; give the {what}'s YAML file")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"{path}: cannot read the recipe: {reason}") from error
+        raise ConfigError(f"{path}: cannot read the {what}: {reason}") from error
     values = _parse(text, str(path))
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of keys to values")
-    for override in overrides:
-        _apply(values, override)
-    return recipe_from(values, base=path.resolve().parent, where=str(path))
+        raise ConfigError(f"{path}: a {what} is a mapping of keys to values")
+    return values
 
 
 def recipe_from(values: dict[str, Any], base: Path | None = None, where: str = "recipe") -> Recipe:

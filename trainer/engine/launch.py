@@ -77,6 +77,12 @@ class Launch:
             raise ConfigError(f"--include/--exclude: {error}") from error
         return {host: len(slots) for host, slots in active.items()}
 
+    def _visible(self) -> list[str]:
+        """The GPUs that CUDA_VISIBLE_DEVICES leaves to this machine's ranks; with --num_gpus DeepSpeed ignores it."""
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = chosen.split(",") if self.hostfile is None and torch.cuda.is_available() else []
+        return names if all(name.isdigit() for name in names) else []
+
     def command(self, arguments: Sequence[str]) -> list[str]:
         """The launcher's command that runs `python -m trainer.worker ARGUMENTS` on every rank."""
         command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet"]
@@ -88,7 +94,10 @@ class Launch:
             command += ["--exclude", self.exclude]
         else:
             per_host = self.num_gpus or (None if self.hostfile else self.world_size())
-            command += ["--num_gpus", str(per_host)] if per_host else []
+            if visible := self._visible():
+                command += ["--include", f"localhost:{','.join(visible[:per_host])}"]
+            else:
+                command += ["--num_gpus", str(per_host)] if per_host else []
         if self.hostfile is None:
             command += ["--master_port", str(self.master_port or free_port())]
         elif self.master_port is not None:
@@ -141,12 +150,11 @@ def run_ranks(launch: Launch, arguments: Sequence[str]) -> None:
     process = subprocess.Popen(
         launch.command(arguments), env=rank_environment(launch.world_size()), start_new_session=True
     )
+    stopped: set[int] = set()
     with StopFlag() as stop:
         while (code := _wait(process)) is None:
             if stop.raised:
-                _stop_ranks(process.pid)
-                code = process.wait()
-                break
+                _stop_ranks(process.pid, stopped)
     if code:
         raise RunError(f"training stopped with exit code {code}; the message of the rank that failed is above")
 
@@ -158,11 +166,17 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
         return None
 
 
-def _stop_ranks(launcher: int) -> None:
-    """SIGTERM to every rank at once: the launcher would signal one and wait for its end before the next."""
+def _stop_ranks(launcher: int, stopped: set[int]) -> None:
+    """SIGTERM to every rank at once: the launcher would signal one and wait for its end before the next.
+
+    Once a rank (`stopped` are those that had it), but asked for until the end: a signal that comes before the launcher
+    has made its ranks would find none of them.
+    """
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(launcher).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 command = child.cmdline()
-                if "trainer.worker" in command and "deepspeed.launcher.launch" not in command:
+                is_rank = "trainer.worker" in command and "deepspeed.launcher.launch" not in command
+                if is_rank and "deepspeed.launcher.runner" not in command and child.pid not in stopped:
+                    stopped.add(child.pid)
                     child.send_signal(signal.SIGTERM)

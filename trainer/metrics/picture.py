@@ -79,11 +79,13 @@ def _split(tasks: int) -> int:
     return 1 if tasks <= 4 else 2
 
 
-def _heading(part: SubFigure, text: str, height: float, width: float) -> None:
+def heading(part: SubFigure, text: str, height: float, width: float) -> None:
+    """Title of a part of `height` x `width` inches."""
     part.text(0.3 / width, 1 - 0.12 / height, text, fontsize=11, fontweight="bold", color=INK, va="top")
 
 
-def _plain(axes: Axes, size: float) -> None:
+def plain(axes: Axes, size: float) -> None:
+    """The look that all panels share: two spines, small ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#BBBBBB")
     axes.tick_params(labelsize=size, colors=INK, length=2.5, color="#BBBBBB")
@@ -98,9 +100,9 @@ def _robust_limits(axes: Axes, raw: Series, smoothed: Series) -> None:
 
 
 def _draw_loss(part: SubFigure, curves: RunCurves, height: float, width: float) -> None:
-    _heading(part, "Training loss and learning rate", height, width)
+    heading(part, "Training loss and learning rate", height, width)
     axes = part.add_axes((0.75 / width, 0.52 / height, (width - 1.6) / width, (height - 1.1) / height))
-    _plain(axes, 8)
+    plain(axes, 8)
     axes.set_xlabel("step", fontsize=8, color=INK)
     axes.set_ylabel("loss", fontsize=8, color=BLUE)
     axes.set_xlim(0, max(curves.last_step, 1))
@@ -153,7 +155,7 @@ def _draw_rates(axes: Axes, curves: RunCurves, marker: str) -> list[Line2D]:
 
 
 def _draw_tasks(part: SubFigure, curves: RunCurves, columns: int, height: float) -> None:
-    _heading(part, "Loss per task (smoothed; last value at the right; each on its own scale)", height, WIDTH)
+    heading(part, "Loss per task (smoothed; last value at the right; each on its own scale)", height, WIDTH)
     rows = math.ceil(len(curves.task_loss) / columns)
     grid = part.add_gridspec(
         rows,
@@ -168,7 +170,7 @@ def _draw_tasks(part: SubFigure, curves: RunCurves, columns: int, height: float)
     size = 8.5 if columns == 4 else 7.5 if columns == 6 else 6.8
     for index, (task, raw) in enumerate(curves.task_loss.items()):
         axes = part.add_subplot(grid[divmod(index, columns)])
-        _plain(axes, size - 1.5)
+        plain(axes, size - 1.5)
         axes.set_xlim(0, max(curves.last_step, 1))
         axes.xaxis.set_major_locator(MaxNLocator(2, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(2))
@@ -199,7 +201,7 @@ def _draw_scores(
     if up and len(measured) == len(evaluations) > 1:
         mean = float(np.mean([e.after for e in evaluations]))
         title += f" (mean {100 * np.mean(measured):.1f} → {100 * mean:.1f})"
-    _heading(part, title, height, width)
+    heading(part, title, height, width)
     ordered = sorted(evaluations, key=lambda e: -e.after if up else e.after)
     columns = 1 if width < WIDTH else _split(len(ordered))
     rows = math.ceil(len(ordered) / columns)

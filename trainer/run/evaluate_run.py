@@ -6,6 +6,7 @@ Owns: `evaluate_run` (what `sett eval` does) and what each of its ranks does.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -25,7 +26,11 @@ SPLITS = ("dev", "test", "train")
 
 
 def evaluate_run(
-    run_dir: Path, split: str = "dev", step: str = "best", launch: Launch | None = None
+    run_dir: Path,
+    split: str = "dev",
+    step: str = "best",
+    launch: Launch | None = None,
+    tasks: Sequence[str] = (),
 ) -> list[TaskResult]:
     """Evaluate a checkpoint on every task of the run; writes RUN/eval-SPLIT-STEP.json and prints the table.
 
@@ -34,9 +39,10 @@ def evaluate_run(
         split: `dev` (the run's own, cut from train where a task has none), `test` or `train`.
         step: `best`, `last` or a step number.
         launch: where to run; as for training.
+        tasks: names of the tasks to evaluate instead, into a file of their own (`result_path`).
 
     Raises:
-        ConfigError: an unknown split, or a task without it.
+        ConfigError: an unknown split, a task without it, or no such task.
         RunError: no such run or checkpoint.
     """
     run_dir = run_dir.absolute()
@@ -44,33 +50,34 @@ def evaluate_run(
         raise ConfigError(f"--split: '{split}' is not one of {', '.join(SPLITS)}")
     open_recipe(run_dir)
     number = chosen_step(run_dir, step)
-    run_ranks(launch or Launch(), ["eval", str(run_dir), split, str(number)])
-    results = read_results(result_path(run_dir, split, number))
+    run_ranks(launch or Launch(), ["eval", str(run_dir), split, str(number), *tasks])
+    results = read_results(result_path(run_dir, split, number, tasks))
     Console().print(final_table(results))
     return results
 
 
-def result_path(run_dir: Path, split: str, step: int) -> Path:
+def result_path(run_dir: Path, split: str, step: int, tasks: Sequence[str] = ()) -> Path:
     """Where the results of an evaluation are written."""
-    return run_dir / f"eval-{split}-{step}.json"
+    return run_dir / f"eval-{split}-{'-'.join([str(step), *tasks])}.json"
 
 
-def evaluate_on_this_rank(run_dir: Path, split: str, step: int) -> None:
+def evaluate_on_this_rank(run_dir: Path, split: str, step: int, tasks: Sequence[str] = ()) -> None:
     """One rank's part: the weights are gathered from the checkpoint's shards, so any world size will do."""
     recipe = open_recipe(run_dir)
     rank, _, _ = init_distributed()
     job = prepare_together(recipe, rank)
-    splits = load_split(job, split)
+    judged = job.only(tasks) if tasks else job
+    splits = load_split(judged, split)
     weights = load_weights(Checkpoints(run_dir, 1, True).path(step))
     session = start(recipe, job.tasks, None, job.random_weights, weights)
     with RowsBar("evaluating") as bar:
         shown = (lambda done, total: bar("batches", done, total)) if session.is_first else (lambda *_: None)
-        evaluation = evaluate(session, job, splits, shown)
+        evaluation = evaluate(session, judged, splits, shown)
     if session.is_first:
         before: dict[str, float] = {}
         if split == "dev" and (run_dir / "results.json").is_file():
             rows = json.loads((run_dir / "results.json").read_text())["tasks"]
             known = {row["task"]: row["before"] for row in rows if row["before"] is not None}
-            before = {evaluation.key(task): value for task, value in known.items()}
-        results = task_results(job, splits, before, evaluation.flat())
-        write_results(result_path(run_dir, split, step), results)
+            before = {evaluation.key(task): known[task] for task in judged.names if task in known}
+        results = task_results(judged, splits, before, evaluation.flat())
+        write_results(result_path(run_dir, split, step, tasks), results)

@@ -18,6 +18,7 @@ from trainer.engine.launch import Launch, run_ranks
 from trainer.errors import ConfigError, RunError
 from trainer.losses import compile_ahead
 from trainer.metrics.log import FILE_NAME
+from trainer.run.outcome import RESULTS
 from trainer.run.prepare import Progress, prepare
 from trainer.run.weighing import readable
 
@@ -58,7 +59,7 @@ def train(recipe: Recipe, launch: Launch | None = None, progress: Progress | Non
     compile_ahead(recipe.kernels, say=print)
     open_run(recipe)
     run_dir = recipe.run_dir
-    if not is_finished(run_dir):
+    if not (is_finished(run_dir) and (run_dir / RESULTS).is_file()):
         run_ranks(launch, [str(run_dir / RECIPE)])
     return run_dir
 

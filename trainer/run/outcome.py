@@ -29,15 +29,15 @@ RESULTS, TABLE, PICTURE, WEIGHTS = "results.json", "results.md", "curves.png", "
 
 
 def write_outcome(job: Job, run_dir: Path) -> None:
-    """Write the final table (JSON and Markdown) and the picture of a run."""
+    """Write the final table (JSON and Markdown) and the picture of a run; the JSON last: with it, all is there."""
     records = read_metrics(run_dir / FILE_NAME)
     after = _scores_at(records, chosen_step(run_dir))
     results = task_results(job, job.dev, _scores_at(records, 0), after)
-    write_results(run_dir / RESULTS, results)
     (run_dir / TABLE).write_text(to_markdown(results))
     baselines = {r.task: r.majority for r in results if r.majority is not None}
     draw_curves(run_dir / FILE_NAME, run_dir / PICTURE, baselines)
     draw_weights(run_dir / FILE_NAME, run_dir / WEIGHTS)
+    write_results(run_dir / RESULTS, results)
 
 
 def chosen_step(run_dir: Path, which: str = "best") -> int:

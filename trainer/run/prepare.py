@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,23 @@ class Job:
     @property
     def names(self) -> list[str]:
         return [task.name for task in self.tasks]
+
+    def only(self, names: Sequence[str]) -> Job:
+        """The same job with the tasks of these names alone, for evaluation: the heads stay where they are.
+
+        Raises:
+            ConfigError: there is no task of a name.
+        """
+        for name in names:
+            if name not in self.names:
+                raise ConfigError(f"--task: the run has no task '{name}'{nearest(name, self.names)}")
+        kept = [index for index, name in enumerate(self.names) if name in names]
+        return replace(
+            self,
+            tasks=[self.tasks[index] for index in kept],
+            train=[self.train[index] for index in kept],
+            dev=[self.dev[index] for index in kept],
+        )
 
     def views(self, splits: Sequence[SplitView]) -> list[TaskView]:
         """The tasks as collating sees them, over `splits`."""
@@ -160,7 +177,7 @@ def load_split(job: Job, split: str) -> list[SplitView]:
         return job.train
     for task in job.tasks:
         if task.source(split) is None:
-            raise ConfigError(f"task '{task.name}' has no {split} split; leave it out with exclude=[{task.name}]")
+            raise ConfigError(f"task '{task.name}' has no {split} split; name those to evaluate with --task")
     recipe, kind = job.recipe, model_kind(job.recipe.model)
     paths = _build(recipe, [(task, split) for task in job.tasks], kind, None)
     return [SplitView(CachedSplit(paths[task.name, split], task), None) for task in job.tasks]

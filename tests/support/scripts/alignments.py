@@ -78,7 +78,7 @@ def held_out_gradient(model: MultiTaskModel, controller: Controller, job: Job, n
             return value
 
         solver.step(closure)
-        seen = (features, weight.detach().float(), bias.detach().float())
+        seen = (features.float(), weight.detach().float(), bias.detach().float())
         weighted = mean_loss(*seen, batch, held_out.head.first, task.family.value)
     found = gradient(model, weighted, controller.config.layers)
     model.train()
