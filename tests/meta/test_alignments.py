@@ -101,4 +101,4 @@ def test_bf16(tmp_path: Path) -> None:
     recipes = [
         written(tmp_path, f"bf16-zero{stage}", "encoder", stage, training={"precision": "bf16"}) for stage in (2, 3)
     ]
-    check(run_ranks("alignments.py", 2, tmp_path / "out", str(STEPS), *recipes), bound=0.003)
+    check(run_ranks("alignments.py", 2, tmp_path / "out", str(STEPS), *recipes), bound=0.01)

@@ -163,3 +163,52 @@ def test_sampling_rules() -> None:
         shares(rule=SamplingRule.FIXED, rates={"a": 1, "b": 1})
     with pytest.raises(ConfigError, match="all rates are 0"):
         shares(rule=SamplingRule.FIXED, rates={"a": 0, "b": 0, "c": 0})
+
+
+def test_micro_steps_of_one_task_where_they_can_be_had_are_the_same_batch() -> None:
+    plain = planner(Heterogeneity.RANK, micro_batches=16)
+    shares = np.array([0.1, 0.4, 0.1, 0.4])
+    together = Planner(plain.pools, shares, plain.config, 0, together=True)
+    apart = Planner(plain.pools, shares, plain.config, 0)
+    for step in range(20):
+        ours, theirs = together.window(step, 4), apart.window(step, 4)
+        assert rows_of(ours) == rows_of(theirs)
+        counts = Counter(int(b.tasks[0]) for micro_step in ours.micro_steps for b in micro_step)
+        alone = Counter(
+            int(micro_step[0].tasks[0])
+            for micro_step in ours.micro_steps
+            if len({int(b.tasks[0]) for b in micro_step}) == 1
+        )
+        assert all(alone[task] >= count // 4 for task, count in counts.items())
+
+
+@pytest.mark.parametrize("heterogeneity", [Heterogeneity.RANK, Heterogeneity.STEP])
+def test_phases_go_on_with_the_next_rows(heterogeneity: Heterogeneity) -> None:
+    """Other shares from some window on: no row comes twice in an epoch, and none is left out."""
+    plan = planner(heterogeneity)
+    seen: Counter = Counter()
+    drawn = np.zeros(4)
+    shares = [np.array([0.7, 0.1, 0.1, 0.1]), np.array([0.1, 0.1, 0.1, 0.7]), np.array([0.25, 0.25, 0.25, 0.25])]
+    for step in range(60):
+        if step % 7 == 3:
+            phase = plan.phase(step, shares[(step // 7) % 3])
+            plan = plan.entering(phase)
+            again = planner(heterogeneity).entering(phase)  # as a resumed run makes it
+            assert rows_of(again.window(step + 2, 2)) == rows_of(plan.window(step + 2, 2))
+        window = plan.window(step, 2)
+        seen.update(rows_of(window))
+        drawn += window.rows
+    assert max(seen.values()) == 1
+    for task in range(4):
+        epochs = Counter(e for t, _, e in seen if t == task)
+        for epoch in range(max(epochs)):
+            assert epochs[epoch] == len(plan.pools[task].lengths), "rows were left out"
+    assert drawn[0] > 300
+
+
+def test_a_phase_draws_what_it_says() -> None:
+    plan = planner(Heterogeneity.RANK)
+    shares = np.array([0.5, 0.2, 0.2, 0.1])
+    plan = plan.entering(plan.phase(10, shares))
+    rows = sum(plan.window(step, 2).rows for step in range(10, 410))
+    assert rows / rows.sum() == pytest.approx(shares, abs=0.02)
