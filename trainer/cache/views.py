@@ -1,7 +1,7 @@
 """Parts of a cached split: the dev cut, and the first rows for a short evaluation.
 
 Owns: which rows belong to which part. It is decided by the hash of a row's input text, never by its place in the file:
-the same text always falls on the same side, in every encoding of the same rows.
+the same text always falls on the same side, in every encoding of the same rows, and in every task made of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trainer.cache.store import CachedSplit
 from trainer.errors import DataError
+from trainer.tasks.spec import TextOf
 from trainer.window.hashing import mix
 
 _CUT, _LIMIT = 1, 2  # salts: the rows of a short evaluation are not the first ones of the cut
@@ -46,7 +47,7 @@ def cut_dev(split: CachedSplit, share: float, rows: int, seed: int) -> tuple[Spl
     """Cut dev rows from a train split: those whose salted key is smallest.
 
     Rows of equal input text stay together. Dev gets at most `rows` rows and at most `share` of all, but at least one
-    row.
+    row. Of the text of another task the rows are cut that are cut of that task: a long one's several pieces count once.
 
     Returns:
         The rows to train on, and the dev rows; together all rows, each once, in the file's order.
@@ -54,8 +55,20 @@ def cut_dev(split: CachedSplit, share: float, rows: int, seed: int) -> tuple[Spl
     Raises:
         DataError: every input text is repeated in too many rows.
     """
-    order = mix(seed, _CUT, split.column("key"))
-    most = max(1, min(rows, int(share * len(split))))
+    if isinstance(split.spec, TextOf):
+        first = np.flatnonzero(np.diff(split.column("row"), prepend=-1))
+        taken = _cut(split, split.column("key")[first], share, rows, seed)
+        chosen = np.isin(split.column("key"), split.column("key")[first[taken]])
+    else:
+        chosen = np.zeros(len(split), bool)
+        chosen[_cut(split, split.column("key"), share, rows, seed)] = True
+    return SplitView(split, np.flatnonzero(~chosen)), SplitView(split, np.flatnonzero(chosen))
+
+
+def _cut(split: CachedSplit, keys: NDArray[np.uint64], share: float, rows: int, seed: int) -> NDArray[np.int64]:
+    """Which of `keys` are cut as dev."""
+    order = mix(seed, _CUT, keys)
+    most = max(1, min(rows, int(share * len(keys))))
     taken = _smallest(order, most, min(4 * most + 64, len(order)))
     if not len(taken):  # the texts near the front are all repeated too often
         taken = _smallest(order, most, len(order))
@@ -64,9 +77,22 @@ def cut_dev(split: CachedSplit, share: float, rows: int, seed: int) -> tuple[Spl
             f"task '{split.spec.name}': has no dev source, and none can be cut from its train source: of its "
             f"{len(order)} rows, each input text is repeated in more than {most}; give it a `dev` source"
         )
-    chosen = np.zeros(len(order), bool)
-    chosen[taken] = True
-    return SplitView(split, np.flatnonzero(~chosen)), SplitView(split, np.flatnonzero(chosen))
+    return taken
+
+
+def without(split: CachedSplit, other: CachedSplit) -> SplitView:
+    """The rows of `split` whose input text is that of no row of `other`.
+
+    Raises:
+        DataError: none is left.
+    """
+    kept = np.flatnonzero(~np.isin(split.column("key"), other.column("key")))
+    if not len(kept):
+        raise DataError(
+            f"task '{split.spec.name}': every row of its train source also stands in its dev source, so that there is "
+            "no text to train on; give the task folder other dev rows"
+        )
+    return SplitView(split, kept)
 
 
 def _smallest(order: NDArray[np.uint64], most: int, among: int) -> NDArray[np.int64]:

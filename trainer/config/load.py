@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from trainer.config.schema import Recipe
 from trainer.errors import ConfigError, nearest
+from trainer.tasks.derived import OBJECTIVES, split_objective
 
 _UNION_TAGS = {"str", "dict[str,any]"}
 
@@ -151,7 +152,8 @@ def _locate_all(values: dict[str, Any], base: Path) -> dict[str, Any]:
 def _locate_task(task: Any, base: Path) -> Any:
     if isinstance(task, dict):
         return {k: _locate(v, base) if k in ("train", "dev", "test") else v for k, v in task.items()}
-    return _locate(task, base)
+    prefix, path = split_objective(task) if isinstance(task, str) else ("", "")
+    return f"{prefix}:{_locate(path, base)}" if prefix in OBJECTIVES else _locate(task, base)
 
 
 def _locate(value: Any, base: Path) -> Any:
