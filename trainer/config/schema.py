@@ -264,7 +264,7 @@ class Recipe(Section):
             raise ValueError("carry_heads: only used by stages; a single run says init_from.heads")
         if not self.tasks:
             raise ValueError("tasks: list should have at least 1 item: task folders, declarations, or masked_lm:PATH")
-        if self.init_from.run is None and self.init_from.model_fields_set - {"run"}:
+        if self.init_from.run is None and self.init_from != InitFromConfig():
             raise ValueError("init_from.run: missing: the run directory whose weights are wanted")
         if (self.model.path is None) == (self.model.config is None):
             raise ValueError("model: give exactly one of model.path and model.config")
