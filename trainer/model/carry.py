@@ -7,6 +7,7 @@ and the rows of the packed head lie where the mixture puts them. Writing weights
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -47,10 +48,13 @@ def carried(ours: MultiTaskModel, theirs: MultiTaskModel, heads: bool) -> Carrie
         ModelError: the backbones are not of one architecture and size.
     """
     known = {meaning: (name, _shape(p)) for meaning, name, p in _meanings(theirs)}
+    meanings = defaultdict(list)
+    for meaning, _, parameter in _meanings(ours):
+        meanings[id(parameter)].append(meaning)  # several where it is tied; a model may have but one of them
     needed = _backbone(ours)
     whole = {}
-    for meaning, name, parameter in _meanings(ours):
-        found = known.get(meaning)
+    for name, parameter in ours.named_parameters():
+        found = next((known[meaning] for meaning in meanings[id(parameter)] if meaning in known), None)
         if found is not None and found[1] == _shape(parameter):
             whole[name] = found[0]
         elif id(parameter) in needed:
@@ -69,11 +73,12 @@ def untied(state: Mapping[str, Tensor], model: MultiTaskModel) -> dict[str, Tens
 
 
 def _meanings(model: MultiTaskModel) -> Iterator[tuple[str, str, nn.Parameter]]:
-    """What each parameter but the packed head's is, whatever the mixture; then its name, and itself."""
+    """What each parameter but the packed head's is, whatever the mixture; then its name, and itself. Tied parameters
+    come under each of their names: which is first differs (XLM-RoBERTa's embeddings are its output layer's)."""
     body, base = model.backbone.body, model.backbone.base
     inside = next(name for name, module in body.named_modules() if module is base)
     prefix = f"backbone.body.{inside}." if inside else "backbone.body."
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         if name not in HEAD:
             yield name.replace(prefix, "base.", 1) if name.startswith(prefix) else name, name, parameter
 
