@@ -81,7 +81,8 @@ def train_command(
     """Train a recipe; run it again to resume where it stopped.
 
     The run directory (`output/name` of the recipe) holds the recipe, metrics.jsonl, TensorBoard events, checkpoints,
-    results and exported models. By hand, the same is `deepspeed --num_gpus N --module trainer.worker RECIPE`.
+    results and exported models; of a recipe with stages, such a directory for each. By hand, the same without stages is
+    `deepspeed --num_gpus N --module trainer.worker RECIPE`.
     """
     from trainer.config import load_recipe
     from trainer.run.job import train
@@ -251,11 +252,11 @@ def _launch(num_gpus: int | None, hostfile: Path | None, include: str, exclude: 
 
 def _load_tasks(paths: list[str]) -> list[TaskSpec]:
     from trainer.config import load_recipe
+    from trainer.config.stages import stage_tasks
     from trainer.tasks.cards import load_tasks
 
     if len(paths) == 1 and paths[0].endswith((".yaml", ".yml")):
-        recipe = load_recipe(paths[0])
-        return load_tasks(recipe.tasks, recipe.exclude)
+        return stage_tasks(load_recipe(paths[0]))
     return load_tasks(paths)
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from trainer.config import load_recipe
+from trainer.config.stages import stage_recipes, stage_tasks
 from trainer.engine.deepspeed_json import resolve, stage
 from trainer.tasks.cards import load_tasks
 from trainer.tasks.spec import Family
@@ -32,7 +33,35 @@ MIXTURES = {
 def test_it_loads_and_resolves(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert stage(resolve(recipe, 2, hidden_size=128, device="cpu")) == 3
+    for run in stage_recipes(recipe):
+        assert stage(resolve(run, 2, hidden_size=128, device="cpu")) == 3
+
+
+STAGES = {
+    "fine-tune": {"fine-tune": "citation_intent"},
+    "tapt": {"tapt": "citation_intent.masked_lm", "fine-tune": "citation_intent"},
+    "dapt": {"dapt": "cs.masked_lm", "fine-tune": "citation_intent"},
+    "dapt-tapt": {"dapt": "cs.masked_lm", "tapt": "citation_intent.masked_lm", "fine-tune": "citation_intent"},
+}
+"""Recipe for an end task -> its stages and the task of each."""
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not COLLECTION.is_dir(), reason=f"the collection of 117 tasks is not at {COLLECTION}")
+@pytest.mark.parametrize("name", STAGES)
+def test_an_end_task_is_reached_by_these_stages(name: str) -> None:
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
+    runs = stage_recipes(recipe)
+    found = {run.name: [task.name for task in load_tasks(run.tasks, run.exclude)] for run in runs}
+    assert found == {stage: [task] for stage, task in STAGES[name].items()}
+    assert [task.name for task in stage_tasks(recipe)] == list(STAGES[name].values())
+
+
+def test_recipes_for_an_end_task_differ_in_their_stages_alone() -> None:
+    base, *others = (yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text()) for name in STAGES)
+    for other in others:
+        assert {**other, "name": base["name"]} == {**base, "stages": other["stages"]}
+        assert other["stages"][-1] == {"name": "fine-tune"}
 
 
 def test_every_mixture_is_named_here() -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from trainer.cache.layout import SPAN_STRIDE_BASE, schema_of
 from trainer.cache.text import PAIR_SEPARATOR, Encoded, EncodeOptions, Ids, Template, TextEncoder
 from trainer.cache.windows import answer_tokens, around, best_window, window_starts
-from trainer.tasks.rows import input_text, row_key
+from trainer.tasks.rows import input_fields, input_text, row_key
 from trainer.tasks.spec import Family, Row, TaskSpec
 
 __all__ = ["ENCODER_VERSION", "EncodeOptions", "encode_rows", "evaluation_differs"]
@@ -211,20 +211,28 @@ def _prompt(work: _Work, prompt: Ids, target: Ids) -> Encoded:
     return Encoded(ids, len(ids), len(kept) < len(prompt))
 
 
+def _texts(work: _Work) -> list[list[str]]:
+    """The texts of each row of an LM task; a row has several where it is another task's."""
+    return [[text for text in input_fields(work.spec, row) if text] for row in work.rows]
+
+
 def _masked_lm(work: _Work) -> Iterator[_Example]:
     template = work.text.single
     room = max(work.options.max_length - template.special, 1)
-    for i, ids in enumerate(work.text.ids(work.column("text"))):
+    for i, (ids, second) in enumerate(work.text.streams(_texts(work))):
         for start in range(0, max(len(ids), 1), room):
             piece = ids[start : start + room]
             maskable = sum(token not in work.text.special_ids for token in piece)
-            yield _Example(i, [template.wrap(piece, [])], units=maskable)
+            whole = template.wrap(piece, [])
+            if second < start + len(piece):  # only texts of several parts have a second type
+                whole = whole._replace(second=len(template.prefix) + max(second - start, 0))
+            yield _Example(i, [whole], units=maskable)
 
 
 def _causal_lm(work: _Work) -> Iterator[_Example]:
     """Pieces share a token with the next one: its last is the next one's first, so each token is predicted once."""
     step = work.options.max_length - 1
-    for i, ids in enumerate(work.text.ids(work.column("text"))):
+    for i, (ids, _) in enumerate(work.text.streams(_texts(work))):
         stream = [*work.text.single.prefix, *ids, work.text.end_id]
         if len(stream) < 2:  # a text of no tokens: predict the end from the end
             stream = [*stream, *stream]

@@ -19,7 +19,7 @@ from trainer.cache.layout import LAYOUT_VERSION
 from trainer.cache.text import EncodeOptions
 from trainer.errors import ModelError
 from trainer.tasks.sources import is_hub, open_source
-from trainer.tasks.spec import Family, TaskSpec
+from trainer.tasks.spec import Family, TaskSpec, TextOf
 
 _TOKENIZER_FILES = {
     "tokenizer.json",
@@ -80,9 +80,12 @@ def cache_key(spec: TaskSpec, evaluation: bool, fingerprint: str, tokenizer: str
         del used["span_stride"]
     if spec.family is not Family.SPAN or evaluation:
         del used["span_windows"]
+    declared = {"family", "labels", "num_labels", "columns", "score_range"}
+    if isinstance(spec, TextOf):
+        used["of"] = spec.of.model_dump(mode="json", include=declared)
     parts = {
         "versions": [LAYOUT_VERSION, ENCODER_VERSION],
-        "task": spec.model_dump(mode="json", include={"family", "labels", "num_labels", "columns", "score_range"}),
+        "task": spec.model_dump(mode="json", include=declared),
         "evaluation": evaluation,
         "source": fingerprint,
         "tokenizer": tokenizer,

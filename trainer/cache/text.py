@@ -151,6 +151,22 @@ class TextEncoder:
             for first, second, a, b in pairs
         ]
 
+    def streams(self, rows: Sequence[Sequence[str]]) -> list[tuple[Ids, int]]:
+        """The texts of each row as one stream of ids, joined as a pair is, and where in it token type 1 starts."""
+        if self.options.kind == "decoder":
+            found = self.ids([PAIR_SEPARATOR.join(texts) for texts in rows])
+            return [(ids, len(ids)) for ids in found]
+        ids_of = iter(self.ids([text for texts in rows for text in texts]))
+        streams = []
+        for texts in rows:
+            stream = list(next(ids_of))
+            first = len(stream)
+            for _ in texts[1:]:
+                stream += [*self.pair.middle, *next(ids_of)]
+            typed = len(texts) > 1 and self.pair.type_start is not None
+            streams.append((stream, first + int(self.pair.type_start or 0) if typed else len(stream)))
+        return streams
+
     def targets(self, texts: Sequence[str]) -> list[tuple[Ids, bool]]:
         """Decoder labels of `texts` with the end token, and whether they were cut to `max_target_length`."""
         most = self.options.max_target_length

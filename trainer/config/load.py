@@ -17,7 +17,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from trainer.config.schema import Recipe
+from trainer.config.stages import StageError, stage_recipes
 from trainer.errors import ConfigError, nearest
+from trainer.tasks.derived import OBJECTIVES, split_objective
 
 _UNION_TAGS = {"str", "dict[str,any]"}
 
@@ -101,11 +103,17 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
 
 
 def recipe_from(values: dict[str, Any], base: Path | None = None, where: str = "recipe") -> Recipe:
-    """Check a recipe given as plain Python values; see `load_recipe`."""
+    """Check a recipe given as plain Python values, all its stages included; see `load_recipe`."""
     try:
-        return Recipe.model_validate(_locate_all(values, base or Path.cwd()))
+        recipe = Recipe.model_validate(_locate_all(values, base or Path.cwd()))
+        stage_recipes(recipe)
     except ValidationError as error:
         raise ConfigError(_describe(error, where)) from error
+    except StageError as error:
+        if isinstance(error.problem, ValidationError):
+            raise ConfigError(_describe(error.problem, where, f"{error.place}.")) from error
+        raise ConfigError(f"{where}: {error}") from error
+    return recipe
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -144,6 +152,14 @@ def _item(node: list[Any], part: str, override: str) -> Any:
 
 def _locate_all(values: dict[str, Any], base: Path) -> dict[str, Any]:
     """Make paths absolute, so that ranks and later commands find them whatever directory they start in."""
+    out = _locate_keys(values, base)
+    if isinstance(stages := out.get("stages"), list):
+        out["stages"] = [_locate_keys(stage, base) if isinstance(stage, dict) else stage for stage in stages]
+    out.setdefault("output", str(Path("runs").absolute()))
+    return out
+
+
+def _locate_keys(values: dict[str, Any], base: Path) -> dict[str, Any]:
     out = dict(values)
     if isinstance(model := out.get("model"), dict):
         out["model"] = {k: _locate(v, base) if k in ("path", "tokenizer") else v for k, v in model.items()}
@@ -151,17 +167,19 @@ def _locate_all(values: dict[str, Any], base: Path) -> dict[str, Any]:
         out["deepspeed"] = _locate(out["deepspeed"], base)
     if isinstance(tasks := out.get("tasks"), list):
         out["tasks"] = [_locate_task(task, base) for task in tasks]
+    if isinstance(start := out.get("init_from"), dict) and isinstance(run := start.get("run"), str):
+        out["init_from"] = {**start, "run": str(Path(_locate(run, base)).expanduser().absolute())}
     for key in ("output", "cache"):
         if isinstance(out.get(key), str):
             out[key] = str(Path(out[key]).expanduser().absolute())
-    out.setdefault("output", str(Path("runs").absolute()))
     return out
 
 
 def _locate_task(task: Any, base: Path) -> Any:
     if isinstance(task, dict):
         return {k: _locate(v, base) if k in ("train", "dev", "test") else v for k, v in task.items()}
-    return _locate(task, base)
+    prefix, path = split_objective(task) if isinstance(task, str) else ("", "")
+    return f"{prefix}:{_locate(path, base)}" if prefix in OBJECTIVES else _locate(task, base)
 
 
 def _locate(value: Any, base: Path) -> Any:
@@ -175,7 +193,7 @@ def _locate(value: Any, base: Path) -> Any:
     return value
 
 
-def _describe(error: ValidationError, where: str) -> str:
+def _describe(error: ValidationError, where: str, inside: str = "") -> str:
     lines = []
     for item in error.errors(include_url=False):
         if _is_other_branch(item["loc"], item["type"], error):
@@ -189,7 +207,7 @@ def _describe(error: ValidationError, where: str) -> str:
             message = "missing: this key is required"
         elif item["type"] != "value_error":
             message = f"{message[:1].lower()}{message[1:]}, not {item['input']!r:.80}"
-        lines.append(f"{path}: {message}" if path else message)
+        lines.append(inside + (f"{path}: {message}" if path else message))
     if len(lines) == 1:
         return f"{where}: {lines[0]}"
     return f"{where}: {len(lines)} problems\n" + "\n".join(f"  {line}" for line in lines)

@@ -266,6 +266,17 @@ class MetaConfig(Section):
     head: DevHeadConfig = DevHeadConfig()
 
 
+class InitFromConfig(Section):
+    """Start from the weights of a finished run of the same model instead of the pretrained ones."""
+
+    run: Path | None = None
+    """Its run directory."""
+    checkpoint: Annotated[str, Field(pattern=r"^(best|last|\d+)$")] = "best"
+    """`best`, `last` or a step number; `best` falls back on `last`."""
+    heads: bool = False
+    """Also take the heads of tasks that both runs have, by the same name, of the same kind and size."""
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -276,8 +287,10 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random is a pure function of this, the step and the row."""
     model: ModelConfig = ModelConfig()
-    tasks: Annotated[list[str | TaskSpec], Field(min_length=1)]
-    """Task folders with a task.json, globs of such folders, or declarations written out."""
+    init_from: InitFromConfig = InitFromConfig()
+    tasks: list[str | TaskSpec] = Field(default_factory=list)
+    """Task folders with a task.json, globs of such folders, text to model (`masked_lm:PATH`, `causal_lm:PATH`), or
+    declarations written out. At least one, unless every stage names its own."""
     exclude: list[str] = Field(default_factory=list)
     """Tasks to leave out: names, globs of names, or `family:NAME`."""
     sampling: SamplingConfig = SamplingConfig()
@@ -301,12 +314,26 @@ class Recipe(Section):
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that tokenise; 0 is one a core."""
 
+    stages: list[dict[str, Any]] = Field(default_factory=list)
+    """Runs one after the other, each from the best checkpoint of the one before: a `name`, and what it changes of this
+    recipe ([stages](stages.md))."""
+    carry_heads: bool = False
+    """Stages also take over the heads of tasks that the stage before has too; a stage may say otherwise."""
+
     @property
     def run_dir(self) -> Path:
         return self.output / self.name
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        if self.stages:  # each is checked as the recipe that it is (`stages.py`); this one alone need not make sense
+            return self
+        if self.carry_heads:
+            raise ValueError("carry_heads: only used by stages; a single run says init_from.heads")
+        if not self.tasks:
+            raise ValueError("tasks: list should have at least 1 item: task folders, declarations, or masked_lm:PATH")
+        if self.init_from.run is None and self.init_from != InitFromConfig():
+            raise ValueError("init_from.run: missing: the run directory whose weights are wanted")
         if (self.model.path is None) == (self.model.config is None):
             raise ValueError("model: give exactly one of model.path and model.config")
         if self.model.config is not None and self.model.tokenizer is None:

@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,7 @@ def start(
     run_dir: Path | None,
     random_weights: Path | None,
     weights: dict[str, Tensor] | None = None,
+    begin: Callable[[MultiTaskModel, torch.device], None] | None = None,
 ) -> Session:
     """Build the model and its optimizer, sharded as the DeepSpeed JSON says.
 
@@ -174,6 +175,7 @@ def start(
         run_dir: where DeepSpeed's monitor writes; None for evaluation only, which has no optimizer.
         random_weights: folder of a model made from `model.config`, if the recipe has one.
         weights: full weights to evaluate instead of the pretrained ones.
+        begin: changes the initial weights, before the optimizer copies and ZeRO shards what is not sharded yet.
     """
     rank, world_size, device = init_distributed()
     hidden = load_config(recipe.model).hidden_size
@@ -191,6 +193,8 @@ def start(
 
         zero_init = HfDeepSpeedConfig(config)  # while it lives, from_pretrained shards as it loads
     model = build_model(recipe, tasks, random_weights)
+    if begin is not None:
+        begin(model, device)
     groups = model.parameter_groups(deepspeed_json.optimizer_settings(config, recipe))
     engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
     for group, ours in zip(engine.optimizer.param_groups, groups, strict=True):

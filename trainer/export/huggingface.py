@@ -28,6 +28,7 @@ from trainer.config.schema import Recipe
 from trainer.errors import ModelError, RunError, nearest
 from trainer.export.card import model_card
 from trainer.model.backbone import LM_CLASSES, load_config, load_tokenizer, resolve_path
+from trainer.model.carry import untied
 from trainer.model.multitask import MultiTaskModel, skeleton
 from trainer.model.source import Kind, quiet
 from trainer.model.stock import STOCK, Stock, stock_of
@@ -75,7 +76,7 @@ def export_task(
     _describe(config, spec)
     exported = _lay_out(auto, config, model)
     names = _names(exported, model, stock, spec)
-    weights = _pick(exported, names, _untie(model_state, model))
+    weights = _pick(exported, names, untied(model_state, model))
     if spec is not None and spec.name in model.table.by_task:
         weights |= _head_rows(model_state, model, stock, spec, exported)
     _check_complete(exported, weights, auto, config)
@@ -179,15 +180,6 @@ def _trunk_prefix(exported: Any, stock: Stock, spec: TaskSpec | None) -> str | N
 def _prefix_of(part: Any, whole: Any) -> str:
     name = next(name for name, module in whole.named_modules() if module is part)
     return f"{name}." if name else ""
-
-
-def _untie(state: Mapping[str, Tensor], model: MultiTaskModel) -> dict[str, Tensor]:
-    """`state` under every name of every parameter: a state may hold tied parameters once."""
-    by_parameter = {id(p): state[name] for name, p in model.named_parameters(remove_duplicate=False) if name in state}
-    tied = {
-        name: by_parameter[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if id(p) in by_parameter
-    }
-    return {**state, **tied}
 
 
 def _pick(exported: Any, names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

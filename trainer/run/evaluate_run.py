@@ -17,10 +17,11 @@ from trainer.engine.launch import Launch, run_ranks
 from trainer.engine.session import init_distributed, start
 from trainer.errors import ConfigError
 from trainer.metrics.table import TaskResult, final_table, write_results
+from trainer.run.directory import open_recipe
 from trainer.run.evaluate import evaluate
-from trainer.run.job import open_recipe
 from trainer.run.outcome import chosen_step, read_results, task_results
 from trainer.run.prepare import load_split, prepare_together
+from trainer.run.stages import stage_run
 
 SPLITS = ("dev", "test", "train")
 
@@ -35,7 +36,7 @@ def evaluate_run(
     """Evaluate a checkpoint on every task of the run; writes RUN/eval-SPLIT-STEP.json and prints the table.
 
     Args:
-        run_dir: the run.
+        run_dir: the run; of a recipe with stages, the last one is meant.
         split: `dev` (the run's own, cut from train where a task has none), `test` or `train`.
         step: `best`, `last` or a step number.
         launch: where to run; as for training.
@@ -45,10 +46,9 @@ def evaluate_run(
         ConfigError: an unknown split, a task without it, or no such task.
         RunError: no such run or checkpoint.
     """
-    run_dir = run_dir.absolute()
     if split not in SPLITS:
         raise ConfigError(f"--split: '{split}' is not one of {', '.join(SPLITS)}")
-    open_recipe(run_dir)
+    run_dir = stage_run(run_dir.absolute())
     number = chosen_step(run_dir, step)
     run_ranks(launch or Launch(), ["eval", str(run_dir), split, str(number), *tasks])
     results = read_results(result_path(run_dir, split, number, tasks))

@@ -12,8 +12,9 @@ from pathlib import Path
 from trainer.engine.checkpoint import Checkpoints, load_weights
 from trainer.errors import ConfigError, nearest
 from trainer.export.huggingface import export_task
-from trainer.run.job import open_recipe
+from trainer.run.directory import open_recipe
 from trainer.run.outcome import RESULTS, chosen_step
+from trainer.run.stages import stage_run
 from trainer.tasks.cards import load_tasks
 
 
@@ -21,7 +22,7 @@ def export_run(run_dir: Path, names: Sequence[str], step: str = "best", out: Pat
     """Export a checkpoint of a run.
 
     Args:
-        run_dir: the run.
+        run_dir: the run; of a recipe with stages, the last one is meant.
         names: `backbone` (for `AutoModel`) or tasks (for the `AutoModelFor...` of the task's family).
         step: `best`, `last` or a step number.
         out: parent of the folders; RUN/export by default.
@@ -33,6 +34,7 @@ def export_run(run_dir: Path, names: Sequence[str], step: str = "best", out: Pat
         ConfigError: a name is no task of the run.
         ModelError: transformers has no class for a task's family on this kind of model.
     """
+    run_dir = stage_run(run_dir)
     recipe = open_recipe(run_dir)
     tasks = load_tasks(recipe.tasks, recipe.exclude)
     known = ["backbone", *(task.name for task in tasks)]

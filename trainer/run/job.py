@@ -1,38 +1,29 @@
-"""The run directory: a run's recipe, logs, checkpoints and outcome in one place, started once and gone on with.
+"""Training a recipe: checked whole, then started, stage after stage.
 
-Owns: `train` (what `sett train` does), `run_on_this_rank` (what each rank does), and the rule about which changes of
-the recipe a started run accepts.
+Owns: `train` (what `sett train` does) and `run_on_this_rank` (what each rank does).
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from trainer.config import Recipe, load_recipe, save_recipe
-from trainer.engine.checkpoint import Checkpoints, newest
+from trainer.config import Recipe, load_recipe
 from trainer.engine.deepspeed_json import resolve, stage
 from trainer.engine.launch import Launch, run_ranks
-from trainer.errors import ConfigError, RunError
+from trainer.errors import ConfigError
 from trainer.losses import compile_ahead
-from trainer.metrics.log import FILE_NAME
+from trainer.run.directory import RECIPE, check_run, is_finished, open_recipe, open_run
 from trainer.run.outcome import RESULTS
-from trainer.run.prepare import Progress, prepare
+from trainer.run.prepare import Job, Progress
+from trainer.run.stages import open_stages, prepare_stages
 from trainer.run.weighing import readable
 
-RECIPE, TENSORBOARD = "recipe.yaml", "tensorboard"
-
-_MAY_CHANGE = ("evaluation", "checkpoint", "early_stopping", "kernels", "cache", "workers", "output", "name")
-"""Sections a started run may change: nothing in them alters the trajectory of the weights, beyond rounding."""
-
-_BUT_NOT = ("dev_share", "dev_rows")
-"""Keys of `evaluation` that decide which rows are trained on."""
+__all__ = ["RECIPE", "check_run", "is_finished", "open_recipe", "open_run", "run_on_this_rank", "train"]
 
 
 def train(recipe: Recipe, launch: Launch | None = None, progress: Progress | None = None) -> Path:
-    """Train a recipe, or go on where its run directory stands.
+    """Train a recipe, all its stages, or go on where its run directory stands.
 
     Everything that can be checked is checked, and all rows tokenised, before a process is started.
 
@@ -42,26 +33,42 @@ def train(recipe: Recipe, launch: Launch | None = None, progress: Progress | Non
         progress: called while tokenising with (text, done, total).
 
     Returns:
-        The run directory.
+        The run directory; of a recipe with stages, that of the stage it has come to.
 
     Raises:
         SettError: see the parts.
     """
     launch = launch or Launch()
     world_size = launch.world_size()
-    check_run(recipe)
-    job = prepare(recipe, progress)
-    config = resolve(recipe, world_size, hidden_size=job.hidden_size, device=_device())
+    jobs = prepare_stages(recipe, lambda job: _check(job, world_size), progress)
+    open_stages(recipe)
+    run_dir = recipe.run_dir
+    for number, job in enumerate(jobs, 1):
+        run_dir = job.recipe.run_dir
+        if recipe.stages:
+            done = ", finished already" if _is_done(run_dir) else ""
+            print(f"stage {number} of {len(jobs)}: {job.recipe.name}{done}", flush=True)
+        compile_ahead(job.recipe.kernels, say=print)
+        open_run(job.recipe)
+        if not _is_done(run_dir):
+            run_ranks(launch, [str(run_dir / RECIPE)])
+        if not is_finished(run_dir):
+            break  # stopped; the same command goes on here
+    return run_dir
+
+
+def _check(job: Job, world_size: int) -> None:
+    check_run(job.recipe)
+    config = resolve(job.recipe, world_size, hidden_size=job.hidden_size, device=_device())
     if job.by_step:
-        job.planner(recipe.window.group or world_size)
+        job.planner(job.recipe.window.group or world_size)
     if job.held_out is not None:
         readable(job, world_size, stage(config))
-    compile_ahead(recipe.kernels, say=print)
-    open_run(recipe)
-    run_dir = recipe.run_dir
-    if not (is_finished(run_dir) and (run_dir / RESULTS).is_file()):
-        run_ranks(launch, [str(run_dir / RECIPE)])
-    return run_dir
+
+
+def _is_done(run_dir: Path) -> bool:
+    """Whether nothing is left to do: a run may be killed after its last checkpoint and before its results."""
+    return is_finished(run_dir) and (run_dir / RESULTS).is_file()
 
 
 def run_on_this_rank(path: str, overrides: Sequence[str]) -> None:
@@ -70,87 +77,15 @@ def run_on_this_rank(path: str, overrides: Sequence[str]) -> None:
     from trainer.run.train import train_rank
 
     recipe = load_recipe(path, overrides)
+    if recipe.stages:
+        raise ConfigError(f"{path}: has stages, and each needs processes of its own: train it with `sett train`")
     rank, _, _ = init_distributed()
     if rank == 0:
         open_run(recipe)
     train_rank(recipe, recipe.run_dir)
 
 
-def check_run(recipe: Recipe) -> None:
-    """Check that the run directory, if there is one, belongs to this recipe. Until the first checkpoint it may change.
-
-    Raises:
-        ConfigError: the directory holds a run of a recipe that differs where it matters.
-    """
-    run_dir = recipe.run_dir
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"output: {run_dir} is a file, not a directory")
-    path = run_dir / RECIPE
-    if path.exists() and newest(run_dir) is not None:
-        started = load_recipe(path)
-        if difference := _difference(_fixed(started), _fixed(recipe)):
-            raise ConfigError(
-                f"{run_dir}: holds a run with another recipe ({difference}). Give this one another name "
-                "(name=...), or delete the directory to start anew"
-            )
-
-
-def open_run(recipe: Recipe) -> None:
-    """Create the run directory, or take over one that `check_run` accepts.
-
-    Raises:
-        ConfigError: see `check_run`.
-        RunError: the directory cannot be written.
-    """
-    check_run(recipe)
-    run_dir = recipe.run_dir
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if newest(run_dir) is None:  # logs of a start that came to nothing would be repeated
-            (run_dir / FILE_NAME).unlink(missing_ok=True)
-            shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)
-        save_recipe(recipe, run_dir / RECIPE)
-    except OSError as error:
-        raise RunError(f"output: cannot write to {run_dir}: {error.strerror}") from error
-
-
-def is_finished(run_dir: Path) -> bool:
-    """Whether the run in `run_dir` has come to its end."""
-    step = newest(run_dir)
-    return step is not None and Checkpoints(run_dir, 1, False).state(step).finished
-
-
-def open_recipe(run_dir: Path) -> Recipe:
-    """The recipe of a run directory.
-
-    Raises:
-        RunError: it is not a run directory.
-    """
-    if not (run_dir / RECIPE).is_file():
-        raise RunError(f"{run_dir}: not a run directory (no {RECIPE} in it); `sett train RECIPE` makes one")
-    return load_recipe(run_dir / RECIPE)
-
-
 def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _fixed(recipe: Recipe) -> dict[str, Any]:
-    values = recipe.model_dump(mode="json")
-    for key in _MAY_CHANGE:
-        values.pop(key)
-    values["training"].pop("log_every")
-    values["evaluation"] = {key: getattr(recipe.evaluation, key) for key in _BUT_NOT}
-    return values
-
-
-def _difference(old: Any, new: Any, path: str = "") -> str:
-    """The first place where two recipes differ, as `key.path: old -> new`; empty when they agree."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            if found := _difference(old.get(key), new.get(key), f"{path}.{key}" if path else key):
-                return found
-        return ""
-    return "" if old == new else f"{path}: {old!r:.60} -> {new!r:.60}"

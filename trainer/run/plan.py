@@ -1,6 +1,6 @@
 """A dry run: what a recipe will do, before anything is paid for.
 
-Owns: `make_plan` and its printed form. Nothing is started; only the token cache is filled.
+Owns: `make_plan`, `make_plans` and their printed form. Nothing is started; only the token cache is filled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from trainer.engine.launch import Launch
 from trainer.engine.schedule import warmup_steps
 from trainer.model.multitask import ModelSizes, sizes
 from trainer.run.memory import MemoryRow, estimate, render
-from trainer.run.prepare import Job, Progress, prepare
+from trainer.run.prepare import Job, Progress
+from trainer.run.stages import prepare_stages
 from trainer.run.weighing import readable
 from trainer.window import Window
 
@@ -46,14 +47,24 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, launch: Launch | None = None, windows: int = 2, progress: Progress | None = None) -> Plan:
-    """Check a recipe as `train` does and work out what it will do.
+    """Check a recipe as `train` does and work out what it will do; of a recipe with stages, what the last one will.
 
     Raises:
         SettError: whatever `train` would raise before it starts a process.
     """
+    return make_plans(recipe, launch, windows, progress)[-1]
+
+
+def make_plans(
+    recipe: Recipe, launch: Launch | None = None, windows: int = 2, progress: Progress | None = None
+) -> list[Plan]:
+    """The plan of every stage of a recipe; see `make_plan`."""
     launch = launch or Launch()
-    world_size = launch.world_size()
-    job = prepare(recipe, progress)
+    return [_plan(job, launch, windows) for job in prepare_stages(recipe, progress=progress)]
+
+
+def _plan(job: Job, launch: Launch, windows: int) -> Plan:
+    recipe, world_size = job.recipe, launch.world_size()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = resolve(recipe, world_size, hidden_size=job.hidden_size, device=device)
     planner = job.planner((recipe.window.group or world_size) if job.by_step else 1)
@@ -73,11 +84,18 @@ def make_plan(recipe: Recipe, launch: Launch | None = None, windows: int = 2, pr
 
 
 def print_plan(recipe: Recipe, launch: Launch, windows: int, progress: Progress | None = None) -> None:
-    """Print a plan: configuration, sizes, memory, tasks, windows."""
+    """Print the plan of each stage: configuration, sizes, memory, tasks, windows."""
     console = Console()
-    plan = make_plan(recipe, launch, windows, progress)
+    plans = make_plans(recipe, launch, windows, progress)
+    for number, plan in enumerate(plans, 1):
+        if recipe.stages:
+            console.rule(f"stage {number} of {len(plans)}: {plan.job.recipe.name}", characters="=")
+        _print(plan, console)
+
+
+def _print(plan: Plan, console: Console) -> None:
     console.rule("recipe (defaults included)")
-    console.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), highlight=False)
+    console.print(yaml.safe_dump(plan.job.recipe.model_dump(mode="json"), sort_keys=False), highlight=False)
     console.rule("DeepSpeed JSON as it will be used")
     console.print(json.dumps(plan.deepspeed, indent=2), highlight=False)
     console.rule("model")

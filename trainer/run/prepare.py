@@ -22,7 +22,7 @@ from trainer.batch.collate import ModelFacts
 from trainer.batch.masking import MaskRule, masked_units
 from trainer.cache.build import EncodeOptions, build_cache
 from trainer.cache.store import CachedSplit
-from trainer.cache.views import SplitView, cut_dev, cut_held_out, limit
+from trainer.cache.views import SplitView, cut_dev, cut_held_out, limit, without
 from trainer.config.schema import Heterogeneity, Recipe
 from trainer.errors import ConfigError, ModelError, SettError, nearest, shortened
 from trainer.export.huggingface import auto_class
@@ -30,7 +30,7 @@ from trainer.metrics.scores import check_metric
 from trainer.model.backbone import load_config, load_tokenizer, materialise_random, model_kind, resolve_path
 from trainer.model.heads import HeadTable
 from trainer.tasks.cards import load_tasks
-from trainer.tasks.spec import Family, TaskSpec
+from trainer.tasks.spec import Family, TaskSpec, TextOf
 from trainer.window import Planner, Pool
 from trainer.window.mixture import example_shares
 
@@ -285,8 +285,10 @@ def _train_and_dev(
     train, dev = [], []
     for task in tasks:
         if task.dev is not None:
-            train.append(SplitView(splits[task.name, "train"], None))
-            dev.append(SplitView(splits[task.name, "dev"], None))
+            whole, held_out = (SplitView(splits[task.name, name], None) for name in ("train", "dev"))
+            # Of another task's text nothing is learnt that the other task is judged by, wherever else it stands.
+            train.append(without(whole, held_out) if isinstance(task, TextOf) else whole)
+            dev.append(held_out)
         else:  # the cut goes by the content of the rows: the same rows fall to the same side in both encodings
             cut = (recipe.evaluation.dev_share, recipe.evaluation.dev_rows, recipe.seed)
             train.append(cut_dev(splits[task.name, "train"], *cut)[0])
@@ -313,4 +315,6 @@ def _held_out(
             f"meta.held_out: {len(held_out)} of the {len(train[end])} training rows of '{meta.end_task}' are too few "
             f"to say what helps it (at least {_FEWEST_HELD_OUT}); raise meta.held_out.share, or set meta.weights=equal"
         )
-    return [kept if t == end else view for t, view in enumerate(train)], held_out
+    # Nor is their text: a body that knows it would find their gradient small.
+    others = [without(v, held_out) if isinstance(t, TextOf) else v for t, v in zip(tasks, train, strict=True)]
+    return [kept if t == end else view for t, view in enumerate(others)], held_out

@@ -26,6 +26,7 @@ from trainer.metrics.log import MetricsLog
 from trainer.metrics.progress import Progress
 from trainer.run.evaluate import Evaluation, evaluate
 from trainer.run.export import export_run
+from trainer.run.init_from import begin_from
 from trainer.run.outcome import write_outcome
 from trainer.run.prepare import Job, prepare_together
 from trainer.run.weighing import controller_of
@@ -57,7 +58,8 @@ def train_rank(recipe: Recipe, run_dir: Path) -> None:
         raise ConfigError(
             f"window.micro_batches: {recipe.window.micro_batches} cannot be shared evenly by {world_size} ranks"
         )
-    session = start(recipe, job.tasks, run_dir, job.random_weights)
+    begin = begin_from(recipe) if newest(run_dir) is None else None
+    session = start(recipe, job.tasks, run_dir, job.random_weights, begin=begin)
     checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best)
     controller = controller_of(job, session)
     state, resumed = _restore(recipe, session, checkpoints, run_dir, controller)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.config import Recipe, load_recipe
+from trainer.config.stages import stage_recipes
 from trainer.errors import ConfigError, SettError, nearest, shortened
 from trainer.run.job import check_run
 from trainer.study.schema import Study
@@ -39,13 +40,13 @@ class Run:
 
     @property
     def directory(self) -> Path:
-        """Where its logs, claim and results are."""
-        return run_directory(self.recipe)
+        """Where its logs, claim and results are: with stages, that of the last one."""
+        return self.stages[-1].run_dir
 
-
-def run_directory(recipe: Recipe) -> Path:
-    """The directory that holds the results of a recipe's run."""
-    return recipe.run_dir
+    @property
+    def stages(self) -> list[Recipe]:
+        """What is run one after the other: the recipe itself where it has no stages."""
+        return stage_recipes(self.recipe)
 
 
 def plan_runs(study: Study) -> list[Run]:
@@ -61,11 +62,13 @@ def plan_runs(study: Study) -> list[Run]:
             for arm in study.arms:
                 try:
                     run = _plan(study, task, arm, seed)
-                    entries = str((run.recipe.tasks, run.recipe.exclude))
+                    last = run.stages[-1]
+                    entries = str((last.tasks, last.exclude))
                     if entries not in known:
-                        known[entries] = load_tasks(run.recipe.tasks, run.recipe.exclude)
+                        known[entries] = load_tasks(last.tasks, last.exclude)
                     check_judged(task, known[entries], study.metric)
-                    check_run(run.recipe)
+                    for stage in run.stages:
+                        check_run(stage)
                 except SettError as error:
                     raise type(error)(f"arm '{arm}', task '{task}', seed {seed}: {error}") from error
                 runs.append(run)

@@ -94,4 +94,5 @@ def run_bytes(recipe: Recipe, ranks: int) -> float:
 
 def _one_a_model(runs: Sequence[Run]) -> list[Recipe]:
     """A recipe of every arm and model; seeds and judged tasks hardly change the model's size."""
-    return list({(run.arm, str((run.recipe.model, run.recipe.deepspeed))): run.recipe for run in runs}.values())
+    recipes = [(run.arm, recipe) for run in runs for recipe in run.stages]
+    return list({(arm, str((recipe.model, recipe.deepspeed))): recipe for arm, recipe in recipes}.values())

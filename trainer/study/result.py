@@ -47,7 +47,7 @@ class Result:
     value: float | None
     dev: float | None
     seconds: float | None
-    """Training, without evaluation and start-up, over all the times it was continued."""
+    """Training of all stages, without evaluation and start-up, over all the times it was continued."""
     peak_gib: float | None
     """Most memory of the first rank: of the GPU where there is one, else of the host."""
     device: str
@@ -74,7 +74,8 @@ def read_result(run: Run, split: str) -> Result | None:
         return None
     dev = _row(read_results(run.directory / RESULTS), run)
     judged = _row([_read_test(run)], run) if split == "test" else dev
-    records = read_metrics(run.directory / METRICS)
+    logs = [read_metrics(stage.run_dir / METRICS) for stage in run.stages if (stage.run_dir / METRICS).is_file()]
+    records = logs[-1]
     where = _provenance(run.directory)
     ended = datetime.fromtimestamp(records[-1]["time"], UTC).isoformat(timespec="seconds") if records else ""
     return Result(
@@ -84,8 +85,8 @@ def read_result(run: Run, split: str) -> Result | None:
         metric=judged.metric,
         value=_finite(judged.after),
         dev=_finite(dev.after),
-        seconds=training_seconds(records),
-        peak_gib=peak_memory(records),
+        seconds=sum(training_seconds(log) or 0.0 for log in logs) or None,
+        peak_gib=max((peak_memory(log) or 0.0 for log in logs), default=0.0) or None,
         device=where.get("device", ""),
         date=where.get("date", ended),
         commit=where.get("commit", ""),

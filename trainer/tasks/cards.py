@@ -1,7 +1,7 @@
 """Finding tasks: from the entries of a recipe to a list of `TaskSpec`.
 
 Owns: task folders (`task.json`, the *card*, beside `train.*`, `dev.*`, `test.*`), globs of them, folders of them,
-declarations written out in a recipe, and what is left out by name.
+declarations written out in a recipe, text objectives on any of them (`derived.py`), and what is left out by name.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer.errors import ConfigError, DataError, SettError, nearest
+from trainer.tasks.derived import objective, on_source, on_task, split_objective
 from trainer.tasks.sources import check_source, is_hub, is_source_file
 from trainer.tasks.spec import Family, TaskSpec
 
@@ -35,8 +36,9 @@ def load_tasks(
 ) -> list[TaskSpec]:
     """The tasks that `entries` name, in their order, without those matching `exclude`.
 
-    An entry is a task folder, a folder of task folders, a glob of either, or a declaration; an exclusion is a name, a
-    glob of names, or `family:NAME`. Paths are relative to `base`; the sources of the tasks that come back are absolute.
+    An entry is a task folder, a folder of task folders, a glob of either, any of them or a text file after `masked_lm:`
+    or `causal_lm:`, or a declaration; an exclusion is a name, a glob of names, or `family:NAME`. Paths are relative to
+    `base`; the sources of the tasks that come back are absolute.
     """
     found: dict[str, tuple[TaskSpec, str]] = {}
     for number, entry in enumerate(entries):
@@ -64,7 +66,32 @@ def _expand(entry: str | TaskSpec, base: Path, where: str) -> list[tuple[TaskSpe
         spec = _with_sources(entry, {split: entry.source(split) for split in SPLITS}, base)
         _check_sources(spec, ConfigError, f"{where} ('{entry.name}')")
         return [(spec, where)]
+    prefix, path = split_objective(entry)
+    if prefix and not _absolute(entry, base).exists():
+        return _texts(prefix, path, base, where)
     return [(_read_card(folder / CARD), str(folder)) for folder in _folders(entry, base, where)]
+
+
+def _texts(prefix: str, path: str, base: Path, where: str) -> list[tuple[TaskSpec, str]]:
+    """The tasks of an entry `PREFIX:PATH`."""
+    family = objective(prefix, path, where)
+    if is_hub(path):
+        return [(on_source(path, family, where), where)]
+    place = _absolute(path, base)
+    found = [Path(match) for match in sorted(glob.glob(str(place)))] if glob.has_magic(path) else [place]
+    files = [file for file in found if file.is_file() and file.name != CARD]
+    if files and len(files) == len(found):
+        specs = [on_source(str(file), family, where) for file in files]
+        for spec in specs:
+            _check_sources(spec, ConfigError, where)
+        return [(spec, f"{where} ({spec.train})") for spec in specs]
+    if not glob.has_magic(path) and not place.exists():
+        beside = [child.name for child in place.parent.iterdir()] if place.parent.is_dir() else []
+        raise ConfigError(
+            f"{where}: '{prefix}:' needs a task folder or text file; no {place}{nearest(place.name, beside)}"
+        )
+    folders = _folders(path, base, where)
+    return [(on_task(_read_card(folder / CARD), family, where), f"{where} ({folder})") for folder in folders]
 
 
 def _folders(entry: str, base: Path, where: str) -> list[Path]:

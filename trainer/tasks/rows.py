@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.errors import DataError, nearest
-from trainer.tasks.spec import Family, Row, TaskSpec
+from trainer.tasks.spec import Family, Row, TaskSpec, TextOf
 
 SEPARATOR = "\x1f"
 _MISSING = object()
@@ -29,6 +29,8 @@ class BadRow(Exception):  # noqa: N818 - it is what the row is, and never reache
 
 def check_row(spec: TaskSpec, raw: Mapping[str, Any]) -> Row:
     """The canonical row of `raw`, or `BadRow`."""
+    if isinstance(spec, TextOf):
+        return {"texts": input_fields(spec.of, check_row(spec.of, raw))}
     return _CHECKS[spec.family](_Fields(spec, raw))
 
 
@@ -39,6 +41,9 @@ def input_text(spec: TaskSpec, row: Row) -> str:
 
 def input_fields(spec: TaskSpec, row: Row) -> list[str]:
     """The input texts of a canonical row, labels, answers and targets left out."""
+    if isinstance(spec, TextOf):
+        texts: list[str] = row["texts"]
+        return texts
     match spec.family:
         case Family.CLASSIFICATION | Family.MASKED_LM | Family.CAUSAL_LM:
             return [row["text"]]

@@ -1,7 +1,7 @@
 """What a task is: a declaration, nothing else.
 
-Owns: `Family`, `TaskSpec` and the table of what each family needs. Reading rows is `sources.py`, checking them is
-`rows.py`, finding declarations on disk is `cards.py`.
+Owns: `Family`, `TaskSpec`, `TextOf` and the table of what each family needs. Reading rows is `sources.py`, checking
+them is `rows.py`, finding declarations on disk is `cards.py`.
 """
 
 from __future__ import annotations
@@ -136,5 +136,14 @@ class TaskSpec(BaseModel):
         return self
 
 
+class TextOf(TaskSpec):
+    """Language modelling on the input texts of another task. Nobody writes one: `derived.py` makes it of an entry such
+    as `masked_lm:FOLDER`. Its rows are the other task's: checked as those, known by the same key."""
+
+    of: TaskSpec
+    """The other task."""
+
+
 Row = dict[str, Any]
-"""A checked row under canonical column names; `label` is an int, `score` a float, `answers` a list of {text, start}."""
+"""A checked row under canonical column names; `label` is an int, `score` a float, `answers` a list of {text, start}. A
+row of a `TextOf` has `texts`, a list."""
