@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine with Python 3.11 or 3.12 and a C++ compiler:
 #   make quickstart   train on the embedded tasks, in about five minutes
+#                     (make quickstart-meta: learn how much seven of them count for an eighth)
 #   make test         lint, types, all tests
 
 # The first that runs: a version manager's shim can stand for a Python that is not installed.
@@ -12,10 +13,13 @@ RANKS  ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c GPU); \
             if [ $$n -gt 0 ]; then echo window.micro_batches=$$n; else echo --num-gpus 2; fi)
 
 
-.PHONY: quickstart test lint types unit format clean
+.PHONY: quickstart quickstart-meta test lint types unit format clean
 
 quickstart: $(READY)
 	$(BIN)/sett train recipes/quickstart.yaml $(RANKS)
+
+quickstart-meta: $(READY)
+	$(BIN)/sett train recipes/meta-quickstart.yaml $(RANKS)
 
 test: lint types unit
 

@@ -102,7 +102,7 @@ def test_a_train_split_that_is_all_dev(tmp_path: Path) -> None:
     path = folder(tmp_path / "t", "topic")
     (path / "train.jsonl").write_text((path / "dev.jsonl").read_text())
     with pytest.raises(
-        DataError, match=r"task 'topic.masked_lm': every row of its train source also stands in its dev"
+        DataError, match=r"task 'topic.masked_lm': every row of its train source also stands among its dev rows"
     ):
         job_of(tmp_path, "encoder", f"masked_lm:{path}")
 

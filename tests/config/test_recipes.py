@@ -64,6 +64,27 @@ def test_recipes_for_an_end_task_differ_in_their_stages_alone() -> None:
         assert other["stages"][-1] == {"name": "fine-tune"}
 
 
+@pytest.mark.shared_data
+@pytest.mark.skipif(not COLLECTION.is_dir(), reason=f"the collection of 117 tasks is not at {COLLECTION}")
+def test_joint_training_differs_in_its_weights_alone() -> None:
+    equal, learned = (load_recipe(ROOT / "recipes" / f"{name}.yaml") for name in ("mt-tartan", "meta-tartan"))
+    names = [task.name for task in load_tasks(equal.tasks)]
+    assert names == ["citation_intent", "citation_intent.masked_lm", "cs.masked_lm"]
+    assert equal.meta is not None
+    assert learned.meta is not None
+    assert (equal.meta.weights, learned.meta.weights) == ("equal", "alignment")
+    same = {"name": "x", "meta": None}
+    assert equal.model_copy(update=same) == learned.model_copy(update=same)
+
+
+def test_the_meta_quickstart_has_the_same_tasks_as_the_quickstart() -> None:
+    both = [load_recipe(ROOT / "recipes" / f"{name}.yaml") for name in ("quickstart", "meta-quickstart")]
+    names = [[task.name for task in load_tasks(recipe.tasks, recipe.exclude)] for recipe in both]
+    assert names[0] == names[1]
+    assert both[1].meta is not None
+    assert both[1].meta.end_task in names[1]
+
+
 def test_every_mixture_is_named_here() -> None:
     names = {path.stem for path in RECIPES if path.stem.startswith("mixture-")}
     assert names == set(MIXTURES)

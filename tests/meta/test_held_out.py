@@ -1,5 +1,6 @@
 """Which rows are held out, and the dev head that is fitted for them."""
 
+import json
 import re
 from pathlib import Path
 
@@ -109,3 +110,19 @@ def test_the_fitted_head_is_the_best_there_is(tmp_path: Path) -> None:
     assert bias.grad is not None
     assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 1e-6
     assert float(weight.detach().abs().max()) > 0.1
+
+
+def test_the_text_of_held_out_rows_is_not_modelled_either(tmp_path: Path) -> None:
+    values = tiny.values(tmp_path)
+    topic = tmp_path / "tasks" / "topic"
+    card = {key: value for key, value in values["tasks"][0].items() if key not in ("train", "dev")}
+    (topic / "task.json").write_text(json.dumps(card))
+    tasks = [str(topic), f"masked_lm:{topic}"]
+    meta = {"end_task": "topic", "held_out": {"share": 0.25}}
+    one = prepare(recipe_from({**values, "tasks": tasks, "meta": meta}))
+    assert one.names == ["topic", "topic.masked_lm"]
+    assert one.held_out is not None
+    text, held_out = (set(view.column("key").tolist()) for view in (one.train[1], one.held_out))
+    assert not text & held_out
+    whole = prepare(recipe_from({**values, "tasks": tasks}))
+    assert len(whole.train[1]) == len(one.train[1]) + len(one.held_out)
