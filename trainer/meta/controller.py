@@ -25,6 +25,10 @@ from trainer.window import MicroBatch, Planner, Pool, Window
 from trainer.window.planner import Phase
 
 _EPS = 1e-8
+"""Added to the root of Adam's second moment."""
+
+_LEAST_NORM = 1e-9
+"""Below this a held-out gradient is rounding."""
 
 
 class Controller:
@@ -90,16 +94,21 @@ class Controller:
         if self.held_out is None or gradient is None:
             return None
         if due:
-            seen = self.held_out.refresh(step // self.config.every, gradient)
-            self._log = {"meta/held_out_loss": seen.loss, "meta/held_out_norm": seen.norm}
-            if seen.accuracy is not None:
-                self._log["meta/dev_head_accuracy"] = seen.accuracy
-            # AdamW has no second moment before its first step: nothing is read until the next refresh.
-            gradient.ready = self.config.signal != "adam" or (step > 0 and gradient.precondition(_EPS))
-            self.norm = gradient.norm()
-            # Zero: no row can be told better. Not finite: a broken forward, which training will report.
-            gradient.ready &= bool(np.isfinite(self.norm)) and self.norm > 0.0
+            self._refresh(self.held_out, gradient, step)
         return gradient if gradient.ready and (due or self.config.read == "every") else None
+
+    def _refresh(self, held_out: HeldOut, gradient: HeldOutGradient, step: int) -> None:
+        seen = held_out.refresh(step // self.config.every, gradient)
+        # AdamW has no second moment before its first step: nothing is read until the next refresh.
+        scaled = self.config.signal != "adam" or (step > 0 and gradient.precondition(_EPS))
+        norm = gradient.norm()
+        # Next to zero: no row can be told better. Not finite: a broken forward, which training will report.
+        gradient.ready = scaled and bool(np.isfinite(norm)) and norm > _LEAST_NORM
+        self.norm = norm if gradient.ready else 0.0
+        skipped = self._log.get("meta/skipped", 0.0) + float(not gradient.ready)
+        found = {"held_out_loss": seen.loss, "held_out_norm": seen.norm, "dev_head_accuracy": seen.accuracy}
+        self._log = {f"meta/{key}": v for key, v in found.items() if v is not None and np.isfinite(v)}
+        self._log["meta/skipped"] = skipped
 
     def after_window(self, window: Window, factors: Vector, task_loss: Tensor, read: HeldOutGradient | None) -> None:
         """Take in what a window showed, and move the weights where that is due.
