@@ -194,6 +194,11 @@ def summary(names: list[str], readings: list[Any]) -> dict[str, Any]:
     return {key: dict(zip(names, found.tolist(), strict=True)) for key, found in (("mean", mean), ("error", error))}
 
 
+def pair_of(names: list[str]) -> tuple[str, str]:
+    """The tasks that an estimator should tell apart."""
+    return ("copy", "shuffled") if "copy" in names else ("scicite", "sst2")
+
+
 def separation(one: dict[str, Any], better: str, worse: str) -> float:
     gap = one["mean"][better] - one["mean"][worse]
     return float(gap / np.hypot(one["error"][better], one["error"][worse]))
@@ -203,7 +208,7 @@ def show(seed: int, names: list[str], found: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    pair = ("copy", "shuffled") if "copy" in names else ("scicite", "sst2")
+    pair = pair_of(names)
     table = Table(title=f"seed {seed}: alignment +- standard error")
     for column in ("held-out gradient", *names, f"{pair[0]} - {pair[1]}, s.e.", "refresh, s"):
         table.add_column(column)
@@ -221,9 +226,16 @@ def learn(folder: Path, tasks: list[Any], seed: int, windows: int) -> dict[str, 
         bench.train(step, learned=True)
         if (step + 1) % 10 == 0:
             values = bench.controller.values()
-            history.append({"windows": step + 1, **values})
-            weights = "  ".join(f"{n} {values[f'weight/{n}']:.3f}" for n in bench.job.names)
-            print(f"seed {seed}, window {step + 1}: {weights}", flush=True)
+            one = {
+                key: {n: values.get(f"{kind}/{n}", np.nan) for n in bench.job.names}
+                for key, kind in (("mean", "alignment"), ("error", "alignment_error"), ("weight", "weight"))
+            }
+            pair = pair_of(bench.job.names)
+            apart = separation(one, *pair)
+            history.append({"windows": step + 1, **one, "separation": apart})
+            weights = "  ".join(f"{name} {weight:.3f}" for name, weight in one["weight"].items())
+            gap = f"{pair[0]} - {pair[1]}: {apart:+.1f} s.e."
+            print(f"seed {seed}, window {step + 1}: weights {weights}; {gap}", flush=True)
     bench.session.engine.destroy()
     return {"history": history}
 

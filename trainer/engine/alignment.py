@@ -13,6 +13,7 @@ backward a task and no copy of a task's gradient (design: "the alignment rides o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -77,7 +78,7 @@ class HeldOutGradient(ABC):
     def norm(self) -> float:
         """Norm of v, the same on every rank."""
         local = torch.stack([_product(piece, piece) for piece in self.pieces()]).sum()
-        return float((self.session.all_sum(local) / self.replicas).sqrt())
+        return float((self.session.all_sum(local.to(self.session.device)) / self.replicas).sqrt())
 
     def load(self, pieces: list[Tensor], ready: bool) -> None:
         """Take over what `pieces` gave before."""
@@ -125,23 +126,26 @@ class HeldOutGradient(ABC):
 
 
 class ShardedGradient(HeldOutGradient):
-    """Under ZeRO-3. DeepSpeed's buffer of gradient shards is one flat tensor, and so is this rank's shard of v."""
+    """Under ZeRO-3. DeepSpeed's buffer of gradient shards is one flat tensor, and neighbouring parameters one run in it;
+    this rank's shard of v is a tensor a run."""
 
     by_rank = False
 
     def __init__(self, session: Session, parameters: dict[str, nn.Parameter]) -> None:
         super().__init__(session, parameters)
         self._buffer: Tensor = session.engine.optimizer.grad_partitions_flat_buffer
-        self._vector = torch.zeros_like(self._buffer, dtype=torch.float32, device=self._buffer.device)
-        wanted = {id(p): name for name, p in parameters.items()}
-        self._ranges: list[tuple[nn.Parameter, slice]] = []
+        wanted = {id(p) for p in parameters.values()}
+        self._ranges: list[tuple[nn.Parameter, int, int]] = []
         offset = 0
         for parameter in (p for group in session.engine.optimizer.fp16_groups for p in group):
-            size = parameter.partition_numel()
+            end = offset + parameter.partition_numel()
             if id(parameter) in wanted:
-                self._ranges.append((parameter, slice(offset, offset + size)))
-            offset += size
+                self._ranges.append((parameter, offset, end))
+            offset = end
         assert offset == self._buffer.numel(), "DeepSpeed's gradient buffer is laid out differently"
+        self._runs: list[tuple[int, Tensor]] = []
+        for start, end in _joined([(start, end) for _, start, end in self._ranges]):
+            self._runs.append((start, torch.zeros(end - start, dtype=torch.float32, device=self._buffer.device)))
         self._before = torch.zeros((), dtype=torch.float64, device=self._buffer.device)
 
     @property
@@ -154,23 +158,24 @@ class ShardedGradient(HeldOutGradient):
         return 1
 
     def pieces(self) -> list[Tensor]:
-        return [self._vector]
+        return [vector for _, vector in self._runs]
 
     def collect(self, losses: Iterable[Callable[[], Tensor]]) -> None:
         for loss in losses:
             self.session.backward(loss())
-        self._vector.zero_()
-        for _, part in self._ranges:
-            self._vector[part] = self._buffer[part] / self.session.loss_scale()
+        for start, vector in self._runs:
+            torch.div(self._buffer[start : start + len(vector)], self.session.loss_scale(), out=vector)
         self.session.clear_gradients()
         self.ready = True
 
     def precondition(self, eps: float) -> bool:
-        for parameter, part in self._ranges:
+        starts = [start for start, _ in self._runs]
+        for parameter, start, end in self._ranges:
             moment = safe_get_local_optimizer_state(parameter, "exp_avg_sq")
             if moment is None:
                 return False
-            self._vector[part] /= moment.reshape(-1).to(self._vector.device).sqrt() + eps
+            first, vector = self._runs[bisect_right(starts, start) - 1]
+            vector[start - first : end - first] /= moment.reshape(-1).to(vector.device).sqrt() + eps
         return True
 
     @contextmanager
@@ -183,7 +188,8 @@ class ShardedGradient(HeldOutGradient):
         return self._add_square
 
     def after_backward(self) -> None:
-        now = _product(self._buffer, self._vector) / self.session.loss_scale()
+        parts = [_product(self._buffer[start : start + len(vector)], vector) for start, vector in self._runs]
+        now = torch.stack(parts).sum() / self.session.loss_scale()
         self._products.append((now - self._before).to(self.session.device))
         self._before = now
         self._lengths.append(self._length())
@@ -255,6 +261,16 @@ class ReplicatedGradient(HeldOutGradient):
 def held_out_gradient(session: Session, parameters: dict[str, nn.Parameter]) -> HeldOutGradient:
     """The kind that fits the session's ZeRO stage."""
     return (ShardedGradient if session.stage == 3 else ReplicatedGradient)(session, parameters)
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ascending ranges, those that touch made one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if joined and joined[-1][1] == start:
+            start = joined.pop()[0]
+        joined.append((start, end))
+    return joined
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
