@@ -126,7 +126,7 @@ class HeldOutGradient(ABC):
 
 
 class ShardedGradient(HeldOutGradient):
-    """Under ZeRO-3. DeepSpeed's buffer of gradient shards is one flat tensor, and neighbouring parameters one run in it;
+    """Under ZeRO-3. DeepSpeed's buffer of gradient shards is one flat tensor, neighbouring parameters are one run in it;
     this rank's shard of v is a tensor a run."""
 
     by_rank = False
