@@ -126,8 +126,8 @@ class HeldOutGradient(ABC):
 
 
 class ShardedGradient(HeldOutGradient):
-    """Under ZeRO-3. DeepSpeed's buffer of gradient shards is one flat tensor, neighbouring parameters are one run in it;
-    this rank's shard of v is a tensor a run."""
+    """Under ZeRO-3. DeepSpeed's buffer of gradient shards is one flat tensor; of it, this rank's shard of v has a tensor a
+    run of neighbouring parameters."""
 
     by_rank = False
 
