@@ -126,8 +126,10 @@ class HeldOutGradient(ABC):
 
 
 class ShardedGradient(HeldOutGradient):
-    """Under ZeRO-3. DeepSpeed's buffer of gradient shards is one flat tensor; of it, this rank's shard of v has a tensor a
-    run of neighbouring parameters."""
+    """Under ZeRO-3. DeepSpeed's buffer of gradient shards is one flat tensor.
+
+    This rank's shard of v has a tensor for every run of neighbouring parameters in it.
+    """
 
     by_rank = False
 
