@@ -13,6 +13,9 @@ RANKS  ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c GPU); \
             if [ $$n -gt 0 ]; then echo window.micro_batches=$$n; else echo --num-gpus 2; fi)
 
 
+# Tests that start ranks have two to four processes each.
+WORKERS ?= $(shell test $$(nproc) -ge 4 && echo 3 || echo 2)
+
 .PHONY: quickstart quickstart-meta test lint types unit format clean
 
 quickstart: $(READY)
@@ -31,7 +34,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 format: $(READY)
 	$(BIN)/ruff format .

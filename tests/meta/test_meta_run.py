@@ -48,11 +48,9 @@ def again(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "meta"),
     [
-        ("loss", {}),
-        ("sampling", {"action": "sampling"}),
-        ("importance", {"action": "sampling", "importance": True, "rate": 2.0}),
+        ("loss", {"head": {"fit": "steps", "rows": "train"}, "held_out": {"share": 0.25, "batch": 8}, "rate": 0.5}),
+        ("sampling", {"action": "sampling", "importance": True, "rate": 2.0}),
         ("famo", {"weights": "famo"}),
-        ("paper", {"head": {"fit": "steps", "rows": "train"}, "held_out": {"share": 0.25, "batch": 8}, "rate": 0.5}),
     ],
 )
 def test_going_on_in_the_middle_of_an_interval_changes_nothing(tmp_path: Path, name: str, meta: dict[str, Any]) -> None:
