@@ -83,7 +83,13 @@ def planted(folder: Path, seed: int, natural: bool) -> list[Any]:
 
 
 def recipe(
-    folder: Path, tasks: list[Any], seed: int, steps: int, window: dict[str, int] | None = None, **meta: Any
+    folder: Path,
+    tasks: list[Any],
+    seed: int,
+    steps: int,
+    window: dict[str, int] | None = None,
+    stage: int = 0,
+    **meta: Any,
 ) -> Any:
     from trainer.config import recipe_from
 
@@ -97,23 +103,24 @@ def recipe(
             "training": {"steps": steps},
             "evaluation": {"dev_rows": 100},
             "checkpoint": {"export": []},
-            "deepspeed": {"zero_optimization": {"stage": 0}},  # one process: nothing to shard, and half the time
+            "deepspeed": {"zero_optimization": {"stage": stage}},
             "meta": {"end_task": END, **meta},
         }
     )  # fmt: skip
 
 
 class Bench:
-    """A run whose windows are called one by one."""
+    """A run whose windows are called one by one. One process has nothing to shard: ZeRO-0 takes half the time."""
 
     def __init__(
-        self, folder: Path, tasks: list[Any], seed: int, steps: int, window: dict[str, int] | None = None, **meta: Any
-    ) -> None:
+        self, folder: Path, tasks: list[Any], seed: int, steps: int, window: dict[str, int] | None = None,
+        stage: int = 0, **meta: Any,
+    ) -> None:  # fmt: skip
         from trainer.engine.session import start
         from trainer.run.prepare import prepare
         from trainer.run.weighing import controller_of
 
-        self.recipe = recipe(folder, tasks, seed, steps, window, **meta)
+        self.recipe = recipe(folder, tasks, seed, steps, window, stage, **meta)
         self.job = prepare(self.recipe)
         self.session = start(self.recipe, self.job.tasks, None, None)
         controller = controller_of(self.job, self.session)

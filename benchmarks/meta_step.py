@@ -6,7 +6,7 @@ MiniLM on citation_intent and four auxiliaries of ../shared/data, one process, Z
 
 - fixed: run_window with fixed weights;
 - read: the same, each micro-step read against the held-out gradient;
-- refresh: the dev head fitted anew and the held-out gradient made anew, on the whole shard;
+- refresh: the dev head fitted anew and the held-out gradient made anew, on the whole shard, or on 64 rows of it;
 - authors: one backward a task with a full copy of its gradient each, ten steps of a fresh head on 32 held-out rows and
   one held-out backward of 32 rows (TARTAN's code, in plain PyTorch on the same model).
 
@@ -77,6 +77,7 @@ def contenders(bench: Bench, model: Any) -> dict[str, Callable[[int], object]]:
     from trainer.engine.step import run_window
 
     session, controller = bench.session, bench.controller
+    few = bench.another(held_out={"batch": 64}).held_out
     factors = np.ones(len(bench.job.tasks))
 
     def window(step: int, gradient: Any) -> None:
@@ -89,6 +90,7 @@ def contenders(bench: Bench, model: Any) -> dict[str, Callable[[int], object]]:
         "fixed": lambda step: window(step, None),
         "read": lambda step: window(step, controller.gradient),
         "refresh": lambda step: held_out(bench).refresh(step, controller.gradient),
+        "refresh, 64 rows": lambda step: few.refresh(step, controller.gradient),
         "fixed, plain PyTorch": lambda step: plain_window(bench, model, step),
         "authors": lambda step: authors_way(bench, model, bench.planner.window(step, 1)),
     }
@@ -117,9 +119,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         init_distributed()
         tasks = [str(DATA / name) for name in TASKS]
-        bench = Bench(
-            Path(scratch), tasks, 0, 1000, window={"micro_batches": args.micro_batches, "tokens": args.tokens}
-        )
+        window = {"micro_batches": args.micro_batches, "tokens": args.tokens}
+        bench = Bench(Path(scratch), tasks, 0, 1000, window, stage=3)
         model = build_model(bench.recipe, bench.job.tasks, None)
         model.train()
         bench.controller.before_window(0)
@@ -140,6 +141,7 @@ def report(bench: Bench, seconds: dict[str, list[float]], args: argparse.Namespa
     ratio = {
         f"run, a refresh every {every} windows": (median["read"] + median["refresh"] / every) / median["fixed"],
         "run, every window refreshes": (median["read"] + median["refresh"]) / median["fixed"],
+        "run, every window refreshes, 64 rows": (median["read"] + median["refresh, 64 rows"]) / median["fixed"],
         "authors' way over a plain PyTorch window": median["authors"] / median["fixed, plain PyTorch"],
     }
     shard = sum(piece.numel() * piece.element_size() for piece in bench.controller.shards())

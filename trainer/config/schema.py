@@ -247,7 +247,7 @@ class MetaConfig(Section):
     importance: bool = False
     """With action `sampling`: divide losses by how much oftener than by `sampling` their task is drawn, so that the
     weights change the variance of the gradient and not its mean."""
-    every: Positive = 20
+    every: Positive = 30
     """Windows between two refreshes of the held-out gradient; each ends with an update of the weights."""
     read: Literal["every", "refresh"] = "every"
     """Windows whose gradients are compared with it: every one, or those of a refresh only."""
