@@ -5,7 +5,7 @@ Owns: `HeldOut`: the held-out rows as batches of all ranks, the dev head fitted 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,7 +101,7 @@ class HeldOut:
         engine = self.session.engine
         engine.eval()
         batches = self._batches(self.held_out, number)
-        head = None if self.head is None else self._fit(self.head, batches, number)
+        head = None if self.head is None else self._stand_in(self.head, batches, number)
         sums = torch.zeros(3, dtype=torch.float64, device=self.session.device)  # loss, right, segments
 
         def loss_of(batch: Batch) -> Tensor:
@@ -120,9 +120,17 @@ class HeldOut:
         found = shard.batches(size, number, self.budget, self.session.rank, self.session.world_size)
         return [batch.to(self.session.device) for batch in found]
 
-    def _fit(self, head: Head, batches: list[Batch], number: int) -> StandIn:
+    def _stand_in(self, head: Head, batches: list[Batch], number: int) -> StandIn | Callable[[Tensor], StandIn]:
+        """The fitted head, or how to fit it on the way: one forward does for both where a rank's rows are one batch."""
+        if self.config.head.rows == "held_out" and len(batches) == 1:
+            return lambda features: self._fit(head, [Frozen(features.float(), batches[0])], number)
+        rows = batches if self.config.head.rows == "held_out" else self._batches(self.train, number)
+        return self._fit(head, list(self._frozen(rows)), number)
+
+    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cuda", enabled=False)
+    def _fit(self, head: Head, parts: list[Frozen], number: int) -> StandIn:
         config, losses = self.config.head, self.session.model.losses
-        parts = list(self._frozen(batches if config.rows == "held_out" else self._batches(self.train, number)))
         if config.fit == "converged":
             return fit_converged(parts, losses, head, config.l2)
         hidden = parts[0].features.shape[1]

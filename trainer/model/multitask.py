@@ -7,7 +7,7 @@ holds, and every parameter gets a gradient, of zeros where the batch has no use 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,15 @@ class MultiTaskModel(nn.Module):
         self.vocabulary = VocabularyHead(backbone.body, config, stock, kind, losses) if has_lm else None
         self.fresh: set[str] = set()
 
-    def forward(self, batch: Batch, stand_in: StandIn | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, stand_in: StandIn | Callable[[Tensor], StandIn] | None = None
+    ) -> dict[str, Tensor]:
         """The loss of a micro-batch and what metrics need.
 
         Args:
             batch: the micro-batch.
-            stand_in: a head through which its one task is seen instead of its own. The packed head runs all the same
-                and gets a gradient of zeros.
+            stand_in: a head through which its one task is seen instead of its own, or how to come by one from the
+                features [P + Q, H], without gradient. The packed head runs all the same and gets a gradient of zeros.
 
         Returns:
             `loss`, an fp32 scalar (fp64 for fp64 models): the sum of weight x loss over segments, regression rows and
@@ -91,7 +93,8 @@ class MultiTaskModel(nn.Module):
             features = self._features(hidden, batch)
             of_heads = self.head(features, batch)
             if stand_in is not None:
-                seen = stand_in.loss(self.losses, features, batch)
+                its = stand_in if isinstance(stand_in, StandIn) else stand_in(features.detach())
+                seen = its.loss(self.losses, features, batch)
                 of_heads = seen._replace(total=seen.total + 0.0 * of_heads.total, by_task=of_heads.by_task)
             loss, by_task = loss + of_heads.total, by_task + of_heads.by_task
             scores, head_loss = of_heads.scores, of_heads.loss
