@@ -1,14 +1,15 @@
 """How well alignments tell a helpful auxiliary task from a useless one, by the estimator of the held-out gradient.
 
-    python benchmarks/meta_signal.py [--seeds 0,1,2] [--rounds 70] [--steps 100] [--natural] [--bf16] [--out FILE]
+    python benchmarks/meta_signal.py [--seeds 0,1,2] [--rounds 70] [--steps 100,300] [--natural] [--bf16] [--out FILE]
     python benchmarks/meta_signal.py --learn 200 [--meta '{layers: 2}'] [and the same]
 
 MiniLM on citation_intent with planted auxiliaries: a copy of the end task without its held-out rows and with a head of
-its own, the same copy with shuffled labels, and sst2. After `--steps` windows of multi-task training the weights stay,
-and `--rounds` micro-batches of each task are read against every estimator's gradient at once, so that estimators differ
-by nothing else. `--natural` takes scicite, sciie_relation, trec6 and sst2 instead. `--learn N` trains N windows with
-learned weights, by the defaults or other settings, and shows the weights and how far copy and shuffled copy are apart,
-over all readings so far. `--bf16` computes in bf16 (autocast), which takes a fraction of the time on some CPUs.
+its own, the same copy with shuffled labels, and sst2. After `--steps` windows of multi-task training (one or several
+numbers) the weights stay for a while, and `--rounds` micro-batches of each task are read against every estimator's
+gradient at once, so that estimators differ by nothing else. `--natural` takes scicite, sciie_relation, trec6 and sst2
+instead. `--learn N` trains N windows with learned weights, by the defaults or other settings, and shows the weights and
+how far copy and shuffled copy are apart, over all readings so far. `--bf16` computes in bf16 (autocast), which takes a
+fraction of the time on some CPUs.
 
 Needs the pool of tasks in ../shared/data. It runs as one process, on whatever DeepSpeed finds.
 """
@@ -45,13 +46,14 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "10 steps from a fresh head, whole shard": {"head": {"fit": "steps"}},
     "the training head": {"head": {"fit": "training"}},
     "converged on training rows": {"head": {"fit": "converged", "rows": "train"}},
-    "converged on the shard, L2 0.0001": {"head": {"l2": 0.0001}},
     "converged on the shard, L2 0.001": {"head": {"l2": 0.001}},
     "converged on the shard, L2 0.01": {"head": {"l2": 0.01}},
     "converged on the shard, L2 0.1": {"head": {"l2": 0.1}},
+    "converged on the shard, L2 1": {"head": {"l2": 1.0}},
     "the same (L2 0.1), last 2 layers": {"layers": 2},
     "the same (L2 0.1), dot": {"signal": "dot"},
     "the same (L2 0.1), Adam-scaled": {"signal": "adam"},
+    "the same (L2 0.1), Adam-scaled, last 2 layers": {"signal": "adam", "layers": 2},
 }  # fmt: skip
 
 
@@ -172,7 +174,7 @@ def read_estimators(bench: Bench, first: int, rounds: int) -> dict[str, dict[str
             for name, controller in found.items():
                 began = time.monotonic()
                 if n == 0 or ESTIMATORS[name].get("_each_round"):
-                    controller.before_window(n * controller.config.every)
+                    controller.before_window((first + n) * controller.config.every)
                     seconds[name] = time.monotonic() - began
                 stack.enter_context(controller.gradient.reading())
             reader = _All([c.gradient for c in found.values()])
@@ -215,12 +217,12 @@ def separation(one: dict[str, Any], better: str, worse: str) -> float:
     return float(gap / np.hypot(one["error"][better], one["error"][worse]))
 
 
-def show(seed: int, names: list[str], found: dict[str, dict[str, Any]]) -> None:
+def show(title: str, names: list[str], found: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     pair = pair_of(names)
-    table = Table(title=f"seed {seed}: alignment +- standard error")
+    table = Table(title=f"{title}: alignment +- standard error")
     for column in ("held-out gradient", *names, f"{pair[0]} - {pair[1]}, s.e.", "refresh, s"):
         table.add_column(column)
     for name, one in found.items():
@@ -231,11 +233,19 @@ def show(seed: int, names: list[str], found: dict[str, dict[str, Any]]) -> None:
 
 def learn(folder: Path, tasks: list[Any], seed: int, windows: int, meta: dict[str, Any]) -> dict[str, Any]:
     """The weights learned in `windows` windows, and all alignments they rest on."""
+    from trainer.meta.weights import Aligned
+
     bench = Bench(folder, tasks, seed, windows, **{"every": 10, **meta})
     seen: list[Any] = []
     rule = bench.controller.weighting
+    assert isinstance(rule, Aligned)
     observe, names, pair = rule.observe, bench.job.names, pair_of(bench.job.names)
-    rule.observe = lambda readings: (seen.append(readings), observe(readings))
+
+    def noted(readings: Any) -> None:
+        seen.append(readings)
+        observe(readings)
+
+    rule.observe = noted  # type: ignore[method-assign]
     history = []
     for step in range(windows):
         bench.train(step, learned=True)
@@ -252,9 +262,9 @@ def learn(folder: Path, tasks: list[Any], seed: int, windows: int, meta: dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", type=numbers, default="0,1,2")
     parser.add_argument("--rounds", type=int, default=70)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=numbers, default="100")
     parser.add_argument("--natural", action="store_true")
     parser.add_argument("--learn", type=int, default=0)
     parser.add_argument("--meta", type=yaml.safe_load, default={})
@@ -274,20 +284,27 @@ def main() -> None:
         from trainer.engine.session import init_distributed
 
         init_distributed()
-        for seed in (int(s) for s in args.seeds.split(",")):
+        for seed in args.seeds:
             tasks = planted(Path(scratch), seed, args.natural)
             if args.learn:
                 results[f"seed {seed}"] = learn(Path(scratch), tasks, seed, args.learn, args.meta)
                 continue
-            bench = Bench(Path(scratch), tasks, seed, args.steps + args.rounds, weights="alignment")
-            for step in range(args.steps):
+            results[f"seed {seed}"] = by_state = {}
+            bench = Bench(Path(scratch), tasks, seed, max(args.steps) + args.rounds, weights="alignment")
+            for step in range(max(args.steps) + 1):
+                if step in args.steps:
+                    found = by_state[f"{step} windows"] = read_estimators(bench, step, args.rounds)
+                    show(f"seed {seed}, after {step} windows", bench.job.names, found)
                 bench.train(step, learned=False)
-            found = read_estimators(bench, args.steps, args.rounds)
-            show(seed, bench.job.names, found)
-            results[f"seed {seed}"] = found
             bench.session.engine.destroy()
+            if args.out:
+                args.out.write_text(json.dumps(results, indent=1) + "\n")
     if args.out:
         args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -83,3 +83,22 @@ def test_losses_are_weighted_so_that_the_expected_loss_is_the_weighted_sum(tmp_p
     found = sum(w.unit_weights() * w.units * controller.factors() for w in windows) / len(windows)
     assert found.tolist() == pytest.approx(wanted.tolist(), rel=0.1)
     assert job.shares[1] > 2 * job.shares[0]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("fit", ["converged", "steps"])
+def test_one_batch_and_several_give_the_same_gradient(tmp_path: Path, stage: int, fit: str) -> None:
+    """With one, the head is fitted inside the forward whose graph the gradient takes."""
+    controller, job = run(tmp_path, recipe(tmp_path, stage, head={"fit": fit, "l2": 1e-4}), 1)
+    held_out, gradient = controller.held_out, controller.gradient
+    assert held_out is not None
+    assert gradient is not None
+    found, batches = [], []
+    for held_out.budget in (10**6, 40):
+        seen = held_out.refresh(0, gradient)
+        batches.append(len(held_out._batches(held_out.held_out, 0)))
+        found.append((seen.loss, seen.accuracy, torch.cat(gradient.pieces()).clone()))
+    assert batches[0] == 1 < batches[1]
+    assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-5)
+    assert float((found[0][2] - found[1][2]).norm()) < 1e-4 * float(found[0][2].norm())
+    assert gradient.norm() > 1e-4

@@ -123,12 +123,15 @@ class HeldOut:
     def _stand_in(self, head: Head, batches: list[Batch], number: int) -> StandIn | Callable[[Tensor], StandIn]:
         """The fitted head, or how to fit it on the way: one forward does for both where a rank's rows are one batch."""
         if self.config.head.rows == "held_out" and len(batches) == 1:
-            return lambda features: self._fit(head, [Frozen(features.float(), batches[0])], number)
+            return lambda features: self._fit_aside(head, Frozen(features.float(), batches[0]), number)
         rows = batches if self.config.head.rows == "held_out" else self._batches(self.train, number)
         return self._fit(head, list(self._frozen(rows)), number)
 
-    @torch.autocast("cpu", enabled=False)
-    @torch.autocast("cuda", enabled=False)
+    def _fit_aside(self, head: Head, part: Frozen, number: int) -> StandIn:
+        """Inside the model's forward, whose precision is not the fit's."""
+        with torch.autocast(self.session.device.type, enabled=False):
+            return self._fit(head, [part], number)
+
     def _fit(self, head: Head, parts: list[Frozen], number: int) -> StandIn:
         config, losses = self.config.head, self.session.model.losses
         if config.fit == "converged":
