@@ -128,3 +128,12 @@ def vocabulary(
     if smoothing:
         case["smoothing"] = 0.3 * torch.rand(rows, generator=draw)
     return case | options
+
+
+def two_passes(case: dict[str, Any], gradient: str, noise: float = 1.0) -> dict[str, Any]:
+    """Arguments of `head_divergence` or `linear_symmetric_kl` from those of `head_losses` or `linear_cross_entropy`."""
+    draw = torch.Generator().manual_seed(5)
+    kept = ("weight", "bias", "segment", "offsets", "loss_weight", "point", "scores", "softcap")
+    x = case["features"] if "features" in case else case["hidden"]
+    y = (x.double() + noise * torch.randn(x.shape, generator=draw, dtype=torch.float64)).to(x.dtype)
+    return {n: a for n, a in case.items() if n in kept} | {"x": x, "y": y, "gradient": gradient}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.losses.interface import IGNORE, HeadLoss, SegmentLoss, VocabularyLoss
+from trainer.losses.interface import IGNORE, Divergence, HeadLoss, SegmentLoss, VocabularyLoss
 
 
 def _real(x: Tensor) -> Tensor:
@@ -125,6 +125,41 @@ def linear_cross_entropy(
     losses = [_cross_entropy(row, int(target[i]), smooth[i], z_loss) for i, row in enumerate(logits)]
     total, loss, _ = _summed((logits,), losses, loss_weight, None, 0)
     return VocabularyLoss(total, loss)
+
+
+def _constant(side: Tensor, on: bool) -> Tensor:
+    return side if on else side.detach()
+
+
+def head_divergence(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, segment: Tensor, offsets: Tensor, loss_weight: Tensor,
+    point: Tensor, *, gradient: str, scores: int,
+) -> Divergence:  # fmt: skip
+    found = []
+    ranges = [*segment.tolist(), *([feature, 1, row, 1] for feature, row in point.tolist())]
+    for g, (feature, features, row, rows) in enumerate(ranges):
+        part = slice(row, row + rows)
+        a, b = (
+            _constant(_linear(side[feature : feature + features].to(weight), weight[part], bias, part).flatten(), on)
+            for side, on in ((x, gradient != "y"), (y, gradient != "x"))
+        )
+        found.append(_symmetric_kl(a, b) if g < len(segment) else (a - b).square().sum())
+    total, divergence, _ = _summed((_real(x),), found, loss_weight, None, 0)
+    return Divergence(total, divergence)
+
+
+def linear_symmetric_kl(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, loss_weight: Tensor, *, gradient: str,
+    softcap: float = 0.0,
+) -> Divergence:  # fmt: skip
+    sides = []
+    for side, on in ((x, gradient != "y"), (y, gradient != "x")):
+        logits = F.linear(side.to(weight), weight, bias)
+        logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+        sides.append(_constant(_real(logits), on))
+    found = [_symmetric_kl(a, b) for a, b in zip(*sides, strict=True)]
+    total, divergence, _ = _summed((sides[0],), found, loss_weight, None, 0)
+    return Divergence(total, divergence)
 
 
 # Runs.

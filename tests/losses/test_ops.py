@@ -10,7 +10,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from cases import heads, layout, segments, two_sided, vocabulary
+from cases import heads, layout, segments, two_passes, two_sided, vocabulary
 from oracle import gradient_within, in_double, run
 
 from trainer.losses import linear
@@ -24,6 +24,10 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "linear_cross_entropy": (
         vocabulary(rows=11, words=13, hidden=5, bias=True, smoothing=True, softcap=3.0, z_loss=1e-2),
         ("hidden", "weight", "bias"),
+    ),
+    "linear_symmetric_kl": (
+        two_passes(vocabulary(rows=11, words=13, hidden=5, bias=True, softcap=3.0), "both"),
+        ("x", "y", "weight", "bias"),
     ),
 }
 
@@ -55,6 +59,10 @@ def linear_op(c: dict[str, Any], gradient: bool) -> tuple[Any, ...]:
             c["z_loss"], gradient, gradient)  # fmt: skip
 
 
+def linear_kl_op(c: dict[str, Any], gradient: bool) -> tuple[Any, ...]:
+    return (c["x"], c["y"], c["weight"], c["bias"], c["loss_weight"], c["softcap"], *[gradient] * 3)
+
+
 @pytest.mark.parametrize("gradient", [True, False])
 def test_opcheck(fused: Losses, case: tuple[str, dict[str, Any], tuple[str, ...]], gradient: bool) -> None:
     name, arguments, leaves = case
@@ -62,6 +70,7 @@ def test_opcheck(fused: Losses, case: tuple[str, dict[str, Any], tuple[str, ...]
     op, flatten = {
         "head_losses": (torch.ops.sett.head_losses, head_op),
         "linear_cross_entropy": (torch.ops.sett.linear_cross_entropy, linear_op),
+        "linear_symmetric_kl": (torch.ops.sett.linear_symmetric_kl, linear_kl_op),
     }.get(name, (torch.ops.sett.segment_losses, segment_op))
     torch.library.opcheck(op.default, flatten(arguments, gradient))
 
@@ -72,6 +81,7 @@ def test_ops_give_gradients_to_their_totals_alone(fused: Losses) -> None:
         ("segment_cross_entropy_kl", torch.ops.sett.segment_losses, segment_op),
         ("head_losses", torch.ops.sett.head_losses, head_op),
         ("linear_cross_entropy", torch.ops.sett.linear_cross_entropy, linear_op),
+        ("linear_symmetric_kl", torch.ops.sett.linear_symmetric_kl, linear_kl_op),
     ):
         arguments, leaves = CASES[name]
         outputs = op(*flatten(wanting(arguments, leaves), True))
@@ -95,6 +105,7 @@ def test_gradients_in_float64_are_the_slopes(
         "segment_cross_entropy_kl": two_sided(segments([3, 8, 1], options=True)),
         "head_losses": heads(hidden=3, classification=3),
         "linear_cross_entropy": CASES[name][0],
+        "linear_symmetric_kl": CASES[name][0],
     }[name]
     arguments = in_double(small, leaves)
 

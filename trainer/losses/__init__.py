@@ -12,16 +12,18 @@ from typing import Literal
 
 from trainer.losses import build, fused
 from trainer.losses.build import KernelBuildError
-from trainer.losses.interface import IGNORE, HeadLoss, Losses, SegmentLoss, VocabularyLoss
+from trainer.losses.interface import IGNORE, Divergence, HeadLoss, Losses, SegmentLoss, Side, VocabularyLoss
 from trainer.losses.reference import ReferenceLosses
 
 __all__ = [
     "IGNORE",
+    "Divergence",
     "HeadLoss",
     "KernelBuildError",
     "Losses",
     "ReferenceLosses",
     "SegmentLoss",
+    "Side",
     "VocabularyLoss",
     "choose",
     "compile_ahead",

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.losses import build, linear
-from trainer.losses.interface import HeadLoss, SegmentLoss, VocabularyLoss
+from trainer.losses import build, divergence, linear
+from trainer.losses.interface import Divergence, HeadLoss, SegmentLoss, Side, VocabularyLoss
 from trainer.losses.rules import one_device, only_total, real, scaled
 
 _loaded = False
@@ -43,6 +43,7 @@ def load(say: Callable[[str], None] = lambda text: None) -> None:
     torch.library.register_fake("sett::segment_cross_entropy_", _in_place_fake)
     torch.library.register_fake("sett::scale_", lambda x, scale: None)
     linear.register()
+    divergence.register()
     _loaded = True
 
 
@@ -163,6 +164,48 @@ def linear_cross_entropy(
     return VocabularyLoss(_times(total, unit), loss.detach())
 
 
+def head_divergence(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    segment: Tensor,
+    offsets: Tensor,
+    loss_weight: Tensor,
+    point: Tensor,
+    *,
+    gradient: Side,
+    scores: int,
+) -> Divergence:
+    """See `Losses.head_divergence`."""
+    linear.check_whole(weight)
+    return divergence.head_divergence(
+        x, y, weight, bias, segment, offsets, loss_weight, point, gradient, scores, segment_symmetric_kl
+    )
+
+
+def linear_symmetric_kl(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    loss_weight: Tensor,
+    *,
+    gradient: Side,
+    softcap: float = 0.0,
+) -> Divergence:
+    """See `Losses.linear_symmetric_kl`. The logits of a chunk of rows exist at a time, never those of all."""
+    (x, weight, bias), y = _autocast(x, weight, bias), _autocast(y, weight, None)[0]
+    linear.check_whole(weight)
+    (loss_weight,), unit = _normalised(x.dtype, loss_weight)
+    grads = torch.is_grad_enabled() and _any_needed(x, y, weight, bias)
+    total, found, *_ = torch.ops.sett.linear_symmetric_kl(
+        x, y, weight, bias, loss_weight, softcap, grads and gradient != "y", grads and gradient != "x",
+        grads and _any_needed(weight, bias),
+    )  # fmt: skip
+    return Divergence(_times(total, unit), found.detach())
+
+
 class FusedLosses:
     """The functions of this module as one object, which models hold: modules can be neither copied nor pickled."""
 
@@ -172,6 +215,8 @@ class FusedLosses:
     segment_cross_entropy_kl = staticmethod(segment_cross_entropy_kl)
     head_losses = staticmethod(head_losses)
     linear_cross_entropy = staticmethod(linear_cross_entropy)
+    head_divergence = staticmethod(head_divergence)
+    linear_symmetric_kl = staticmethod(linear_symmetric_kl)
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -221,10 +266,10 @@ def _segments(
     unit: Tensor | None,
 ) -> SegmentLoss:
     gradient = torch.is_grad_enabled() and _any_needed(x, y)
-    total, loss, divergence, by_task, *_ = torch.ops.sett.segment_losses(
+    total, loss, apart, by_task, *_ = torch.ops.sett.segment_losses(
         x, y, offsets, target, weight, kl_weight, smoothing, z_loss, task, tasks, longest, gradient
     )
-    return SegmentLoss(_times(total, unit), loss.detach(), divergence.detach(), _times(by_task.detach(), unit))
+    return SegmentLoss(_times(total, unit), loss.detach(), apart.detach(), _times(by_task.detach(), unit))
 
 
 # Fake kernels: the shapes and types of what the ops return.

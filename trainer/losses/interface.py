@@ -7,7 +7,7 @@ holds all that is known beforehand (task weight, `1 / log n`, the window's denom
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -48,6 +48,19 @@ class VocabularyLoss(NamedTuple):
     """Scalar: the sum of weight x loss."""
     loss: Tensor
     """[N] cross-entropies without their weights."""
+
+
+class Divergence(NamedTuple):
+    """How far two passes through the same heads are apart. Only `total` carries gradients. fp32, or fp64 for fp64."""
+
+    total: Tensor
+    """Scalar: the sum of weight x divergence."""
+    divergence: Tensor
+    """Symmetric KL of segments or rows, then squared differences of points, without their weights."""
+
+
+Side = Literal["both", "x", "y"]
+"""Which of two passes gradients go to; the other one is a constant."""
 
 
 class Losses(Protocol):
@@ -185,5 +198,42 @@ class Losses(Protocol):
             smoothing: [N].
             softcap: 0 is none (Gemma 2's logit soft-capping otherwise).
             z_loss: see the class.
+        """
+        ...
+
+    def head_divergence(
+        self,
+        x: Tensor,
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        segment: Tensor,
+        offsets: Tensor,
+        loss_weight: Tensor,
+        point: Tensor,
+        *,
+        gradient: Side,
+        scores: int,
+    ) -> Divergence:
+        """Symmetric KL of each segment, and squared difference of each point, between features x and y [F, H].
+
+        Args: as of `head_losses`. `gradient`: which pass is differentiated, its share in weight and bias included.
+        """
+        ...
+
+    def linear_symmetric_kl(
+        self,
+        x: Tensor,
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        loss_weight: Tensor,
+        *,
+        gradient: Side,
+        softcap: float = 0.0,
+    ) -> Divergence:
+        """Symmetric KL of the vocabulary between states x and y [N, H], row by row.
+
+        Args: as of `linear_cross_entropy`. `gradient`: as of `head_divergence`.
         """
         ...

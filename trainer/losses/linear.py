@@ -51,6 +51,11 @@ _SCHEMA = (
 )
 
 
+def rows_of_a_chunk(hidden: Tensor) -> int:
+    """How many rows' logits exist at a time."""
+    return _ROWS_CUDA if hidden.is_cuda else _ROWS_CPU[hidden.dtype]
+
+
 def _forward(
     hidden: Tensor,
     weight: Tensor,
@@ -66,11 +71,11 @@ def _forward(
     """Total, losses [N], and the gradients of hidden, weight and bias (empty where not asked for)."""
     _check(hidden, weight, bias, target, loss_weight, smoothing)
     rows, words = hidden.shape[0], weight.shape[0]
-    chunk = _ROWS_CUDA if hidden.is_cuda else _ROWS_CPU[hidden.dtype]
+    chunk = rows_of_a_chunk(hidden)
     buffer = hidden.new_empty(min(rows, chunk), -(-words // _PITCH) * _PITCH)
     loss = hidden.new_empty(rows, dtype=real(hidden))
     grad_hidden = hidden.new_empty(rows if hidden_gradient else 0, hidden.shape[1])
-    grad_weight = _WeightGradient(weight, bias, rows <= chunk) if weight_gradient else None
+    grad_weight = WeightGradient(weight, bias, rows <= chunk) if weight_gradient else None
     for start in range(0, rows, chunk):
         part = slice(start, start + chunk)
         x, scores = hidden[part], buffer[: min(chunk, rows - start)]
@@ -79,7 +84,7 @@ def _forward(
             torch.mm(x, weight.t(), out=logits)
         else:
             torch.addmm(bias, x, weight.t(), out=logits)
-        slope = _soften(logits, softcap) if softcap else None
+        slope = soften(logits, softcap) if softcap else None
         smooth = None if smoothing is None else smoothing[part]
         gradient = hidden_gradient or weight_gradient
         loss[part] = _losses(scores, words, target[part], loss_weight[part], smooth, z_loss, gradient)
@@ -94,7 +99,20 @@ def _forward(
     return total, loss, grad_hidden, of_weight, of_bias
 
 
-def _soften(logits: Tensor, softcap: float) -> Tensor:
+def spread(rows: int, pitch: int, words: int, *values: tuple[Tensor, float]) -> tuple[Tensor, list[Tensor]]:
+    """Offsets of `words` scores on every multiple of `pitch`, and a value a segment.
+
+    What lies between two rows is a segment of its own, and `values` says what its value is.
+    """
+    device = values[0][0].device
+    offsets = torch.arange(rows + 1, device=device) * pitch
+    if pitch == words:
+        return offsets, [tensor for tensor, _ in values]
+    offsets = torch.cat([torch.stack([offsets[:-1], offsets[:-1] + words], 1).flatten(), offsets[-1:]])
+    return offsets, [torch.stack([tensor, torch.full_like(tensor, gap)], 1).flatten() for tensor, gap in values]
+
+
+def soften(logits: Tensor, softcap: float) -> Tensor:
     """Put `softcap * tanh(z / softcap)` in the place of z; returns its derivative, in fp32 where it has few digits."""
     bounded = torch.tanh(logits.to(real(logits)) / softcap)
     logits.copy_(bounded * softcap)
@@ -112,13 +130,9 @@ def _losses(
 ) -> Tensor:
     """[c] losses of the first `words` columns of [c, pitch] scores, which become their gradient if that is wanted."""
     rows, pitch = scores.shape
-    offsets = torch.arange(rows + 1, device=scores.device) * pitch
-    padded = pitch > words
-    if padded:  # what lies between two rows is a segment of its own, ignored
-        offsets = torch.cat([torch.stack([offsets[:-1], offsets[:-1] + words], 1).flatten(), offsets[-1:]])
-        target = torch.stack([target, torch.full_like(target, IGNORE)], 1).flatten()
-        weight = torch.stack([weight, torch.zeros_like(weight)], 1).flatten()
-        smoothing = None if smoothing is None else torch.stack([smoothing, torch.zeros_like(smoothing)], 1).flatten()
+    smooth = [] if smoothing is None else [(smoothing, 0.0)]
+    offsets, (target, weight, *spaced) = spread(rows, pitch, words, (target, IGNORE), (weight, 0.0), *smooth)
+    smoothing = spaced[0] if spaced else None
     flat = scores.view(-1)
     loss: Tensor
     if gradient:
@@ -127,10 +141,10 @@ def _losses(
         _, loss, *_ = torch.ops.sett.segment_losses(
             flat, None, offsets, target, weight, None, smoothing, z_loss, None, 0, words, False
         )
-    return loss[::2] if padded else loss
+    return loss[::2] if pitch > words else loss
 
 
-class _WeightGradient:
+class WeightGradient:
     """The gradient of weight and bias: of one chunk as the product gives it, of several summed in fp32 (fp64 for fp64).
 
     On a CPU the product of two half-precision chunks is itself rounded to that type before it is added.

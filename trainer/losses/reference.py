@@ -6,11 +6,14 @@ fp64 input) whatever the storage type. Everything is differentiable by autograd 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.losses.interface import IGNORE, HeadLoss, SegmentLoss, VocabularyLoss
+from trainer.losses import divergence
+from trainer.losses.interface import IGNORE, Divergence, HeadLoss, SegmentLoss, Side, VocabularyLoss
 
 
 def _upcast(x: Tensor) -> Tensor:
@@ -115,9 +118,9 @@ def segment_symmetric_kl(
     longest: int = -1,
 ) -> SegmentLoss:
     """See `Losses.segment_symmetric_kl`. In fp32 its value is rounding noise where x and y are nearly the same."""
-    divergence = _Segments(offsets, x.numel()).symmetric_kl(x, y)
-    terms = _weighted(weight, divergence)
-    return SegmentLoss(terms.sum(), divergence.new_zeros(0), divergence.detach(), _by_task(terms, task, tasks))
+    found = _Segments(offsets, x.numel()).symmetric_kl(x, y)
+    terms = _weighted(weight, found)
+    return SegmentLoss(terms.sum(), found.new_zeros(0), found.detach(), _by_task(terms, task, tasks))
 
 
 def segment_cross_entropy_kl(
@@ -137,9 +140,9 @@ def segment_cross_entropy_kl(
     """See `Losses.segment_cross_entropy_kl`."""
     segments = _Segments(offsets, x.numel())
     loss = segments.cross_entropy(x, target, smoothing, z_loss)
-    divergence = segments.symmetric_kl(x, y)
-    terms = _weighted(weight, loss) + _weighted(kl_weight, divergence)
-    return SegmentLoss(terms.sum(), loss.detach(), divergence.detach(), _by_task(terms, task, tasks))
+    found = segments.symmetric_kl(x, y)
+    terms = _weighted(weight, loss) + _weighted(kl_weight, found)
+    return SegmentLoss(terms.sum(), loss.detach(), found.detach(), _by_task(terms, task, tasks))
 
 
 def head_losses(
@@ -222,6 +225,49 @@ def linear_cross_entropy(
     return VocabularyLoss(_weighted(loss_weight, loss).sum(), loss.detach())
 
 
+def head_divergence(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    segment: Tensor,
+    offsets: Tensor,
+    loss_weight: Tensor,
+    point: Tensor,
+    *,
+    gradient: Side,
+    scores: int,
+) -> Divergence:
+    """See `Losses.head_divergence`."""
+    return divergence.head_divergence(
+        x, y, weight, bias, segment, offsets, loss_weight, point, gradient, scores, segment_symmetric_kl
+    )
+
+
+def linear_symmetric_kl(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    loss_weight: Tensor,
+    *,
+    gradient: Side,
+    softcap: float = 0.0,
+) -> Divergence:
+    """See `Losses.linear_symmetric_kl`. Holds all logits several times over."""
+    log_p, log_q = (
+        _log_softmax(side, weight, bias, softcap, on) for side, on in ((x, gradient != "y"), (y, gradient != "x"))
+    )
+    found = ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
+    return Divergence(_weighted(loss_weight, found).sum(), found.detach())
+
+
+def _log_softmax(states: Tensor, weight: Tensor, bias: Tensor | None, softcap: float, on: bool) -> Tensor:
+    with nullcontext() if on else torch.no_grad():
+        logits = _upcast(F.linear(states, weight, bias))
+        return F.log_softmax(torch.tanh(logits / softcap) * softcap if softcap else logits, dim=-1)
+
+
 class ReferenceLosses:
     """The functions of this module as one object, which models hold: modules can be neither copied nor pickled."""
 
@@ -231,3 +277,5 @@ class ReferenceLosses:
     segment_cross_entropy_kl = staticmethod(segment_cross_entropy_kl)
     head_losses = staticmethod(head_losses)
     linear_cross_entropy = staticmethod(linear_cross_entropy)
+    head_divergence = staticmethod(head_divergence)
+    linear_symmetric_kl = staticmethod(linear_symmetric_kl)
