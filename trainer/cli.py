@@ -139,6 +139,25 @@ def study_command(
         run_study(checked, jobs, ranks, limit)
 
 
+@app.command(name="report")
+def report_command(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories; others are compared with the first.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write; default: RUN/report.html, of several runs report.html in this folder."),
+    ] = None,
+) -> None:
+    """Write one HTML file about one or several runs: curves, metrics, weights, sampling, configuration.
+
+    It opens from disk and needs no network. A run may be unfinished; nothing in its directory is changed.
+    """
+    from trainer.report import write_report
+
+    typer.echo(write_report(runs, out))
+
+
 @app.command(name="export")
 def export_command(
     run: RunArgument,
