@@ -108,6 +108,17 @@ def test_lines_are_where_the_numbers_are(two: tuple[Path, Path, str]) -> None:
         assert hover == f"plain, window {window}: {100 * value:.4g}"
 
 
+@pytest.mark.parametrize("anchor", ["metric-curves", "loss", "weights", "throughput"])
+def test_no_line_leaves_its_frame(two: tuple[Path, Path, str], anchor: str) -> None:
+    found = [svg for svg in section(two[2], anchor).iter("svg") if "chart" in svg.attrib.get("class", "")]
+    assert found
+    for svg in found:
+        _, _, width, height = map(float, svg.attrib["viewBox"].split())
+        for path in (p for p in svg.iter("path") if p.attrib["class"] == "line"):
+            points = [tuple(map(float, pair.split(","))) for pair in path.attrib["d"][1:].split("L")]
+            assert all(0 <= x <= width and 0 <= y <= height - 15 for x, y in points)
+
+
 def test_the_table_has_the_numbers_of_the_log(two: tuple[Path, Path, str]) -> None:
     found = rows(two[2], "metrics")
     assert set(found) == set(TASKS)

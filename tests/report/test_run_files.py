@@ -14,7 +14,7 @@ from trainer.errors import RunError
 from trainer.report import write_report
 from trainer.report.compared import Compared
 from trainer.report.run_files import QUIET_SECONDS, by_family, read_run
-from trainer.report.sampling import planned_shares
+from trainer.report.sampling import drawn_shares, planned_shares
 
 
 def with_times(run: Path, times: list[float]) -> Path:
@@ -96,6 +96,13 @@ def test_planned_shares_need_sizes_only_where_the_rule_does(tmp_path: Path) -> N
     rates = {"topic": 2, "mood": 1, "score": 1, "text": 0}
     fixed = read_run(write_run(tmp_path / "c", finished=False, sampling={"rule": "fixed", "rates": rates}))
     assert planned_shares(fixed) == {"topic": 0.5, "mood": 0.25, "score": 0.25, "text": 0.0}
+
+
+def test_drawn_shares_count_windows_not_lines(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", finished=False)
+    (run / "metrics.jsonl").write_text("")
+    append(run, [{"step": 10, "share/topic": 0.5}, {"step": 12, "share/topic": 0.2}])
+    assert drawn_shares(read_run(run)) == {"topic": pytest.approx((10 * 0.5 + 2 * 0.2) / 12)}
 
 
 def test_names_that_are_the_same_become_paths(tmp_path: Path) -> None:

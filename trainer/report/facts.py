@@ -14,7 +14,7 @@ from trainer.metrics.progress import duration
 from trainer.report.compared import Compared
 from trainer.report.markup import Child, Markup, join, tag
 from trainer.report.run_files import RunFiles
-from trainer.report.scale import number, score
+from trainer.report.scale import score
 
 WHERE = ("name", "output")
 """Keys that differ between any two runs."""
@@ -31,7 +31,7 @@ def overview(compared: Compared) -> Markup:
         ("last line of the log", lambda run: _date(run.times[-1]) if run.times else None),
         ("time in training windows", lambda run: duration(run.seconds) if run.seconds else None),
         ("time from first to last line", lambda run: duration(run.times[-1] - run.times[0]) if run.times else None),
-        ("tokens trained on", lambda run: number(run.tokens, 3) if run.tokens else None),
+        ("tokens trained on", lambda run: f"{run.tokens:,.0f}" if run.tokens else None),
         ("device", _device),
         ("ranks", lambda run: run.checkpoint.get("world_size")),
         ("directory", lambda run: str(run.path.absolute())),
