@@ -153,7 +153,7 @@ class Bench:
         """A controller with other settings over the same engine."""
         from trainer.run.weighing import controller_of
 
-        config = self.recipe.meta.model_validate({"end_task": END, **meta})
+        config = self.recipe.meta.model_validate({"end_task": END, "signal": "cosine", "layers": None, **meta})
         job = dataclasses.replace(self.job, recipe=self.recipe.model_copy(update={"meta": config}))
         return controller_of(job, self.session)
 

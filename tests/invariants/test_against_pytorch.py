@@ -55,6 +55,30 @@ def test_two_ranks_every_stage(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["encoder", "encoder-decoder", "decoder"])
+def test_r3f(tmp_path: Path, kind: str) -> None:
+    """Two passes through sharded modules before one backward; in some windows only one."""
+    noisy = {"size": 0.1, "weight": 2.0}
+    ways = {
+        "zero3": {"dropout": "shared"},
+        "zero3-clean": {"gradient": "clean", "every": 2},
+        "zero2-noisy": {"gradient": "noisy", "noise": "normal", "warmup": 0.5},
+        "zero3-plain-losses": {"dropout": "independent"},
+    }
+    recipes = []
+    for name, way in ways.items():
+        changes = {"kernels": "reference"} if "plain" in name else {}
+        loss = {"r3f": {**noisy, **way}}
+        recipes.append(written(tmp_path, f"{kind}-{name}", kind, int(name[4]), loss=loss, **changes))
+    recipes.append(
+        written(
+            tmp_path, f"{kind}-recompute-zero3", kind, 3, loss={"r3f": noisy}, model={"gradient_checkpointing": True}
+        )
+    )
+    check(run_ranks("against_pytorch.py", 2, tmp_path / "out", str(STEPS), *recipes))
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize("world_size", [1, 4])
 def test_other_world_sizes(tmp_path: Path, world_size: int) -> None:
     recipes = [written(tmp_path, f"{kind}-zero3", kind, 3) for kind in ("encoder", "encoder-decoder", "decoder")]

@@ -16,6 +16,8 @@ END = {"encoder": "topic", "encoder-decoder": "choose", "decoder": "find"}
 def written(folder: Path, name: str, kind: str, stage: int, **changes: Any) -> str:
     meta = {
         "end_task": END[kind],
+        "signal": "cosine",
+        "layers": None,
         "every": 2,
         "rate": 1.0,
         "floor": 0.05,

@@ -89,7 +89,7 @@ def test_losses_are_weighted_so_that_the_expected_loss_is_the_weighted_sum(tmp_p
 @pytest.mark.parametrize("fit", ["converged", "steps"])
 def test_one_batch_and_several_give_the_same_gradient(tmp_path: Path, stage: int, fit: str) -> None:
     """With one, the head is fitted inside the forward whose graph the gradient takes."""
-    controller, job = run(tmp_path, recipe(tmp_path, stage, head={"fit": fit, "l2": 1e-4}), 1)
+    controller, _ = run(tmp_path, recipe(tmp_path, stage, head={"fit": fit, "l2": 1e-4}), 1)
     held_out, gradient = controller.held_out, controller.gradient
     assert held_out is not None
     assert gradient is not None

@@ -90,7 +90,7 @@ def test_the_loss_is_the_weighted_sum_of_what_it_reports(architecture: str, toke
     model = tiny_model(recipe, families)
     batch = batch_of(model, families)
     out = model(batch)
-    kinds = {"scores", "segment_loss", "regression", "regression_loss", "lm_loss", "features"}
+    kinds = {"scores", "segment_loss", "regression", "regression_loss", "lm_loss", "features", "r3f"}
     assert set(out) == {"loss", "by_task"} | kinds
     assert [name for name, tensor in out.items() if tensor.requires_grad] == ["loss"]
     total = (out["segment_loss"] * batch.weight).sum() + (out["regression_loss"] * batch.regression_weight).sum()

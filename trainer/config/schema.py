@@ -105,6 +105,26 @@ class WindowConfig(Section):
     """Micro-batches that share a task under `step`; None is the world size of the run's first start."""
 
 
+class R3FConfig(Section):
+    """R3F (arXiv 2008.03156): a second pass with noise on the embeddings should predict the same as the first. It takes
+    the time and memory of another pass."""
+
+    weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Factor on the symmetric KL divergence of a prediction, beside its cross-entropy and scaled like it."""
+    noise: Literal["uniform", "normal"] = "uniform"
+    """uniform: between -size and size. normal: of standard deviation size."""
+    size: Annotated[float, Field(gt=0.0)] = 1e-5
+    """See `noise`. Below the digits of bf16 embeddings, which only dropout then tells apart."""
+    every: Positive = 1
+    """Windows between two that have it."""
+    warmup: Annotated[float, Field(ge=0.0)] = 0.0
+    """Over how many first windows the weight grows from 0: a share of all steps when below 1, else a number."""
+    dropout: Literal["independent", "shared"] = "independent"
+    """Whether the second pass draws its own dropout or repeats the first one's."""
+    gradient: Literal["both", "clean", "noisy"] = "both"
+    """Which pass the divergence is differentiated by. `clean` runs the other without a graph, which is cheaper."""
+
+
 class LossConfig(Section):
     """What the loss of a window is."""
 
@@ -118,6 +138,8 @@ class LossConfig(Section):
     """Factor on the squared error of scores scaled to [0, 1]: log 1 = 0 gives no scale of its own."""
     mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """Share of tokens masked for masked LM (80/10/10)."""
+    r3f: R3FConfig | None = None
+    """Regularise predictions against noise on the embeddings (`{}` for the defaults); null does not."""
 
 
 class OptimizerConfig(Section):
@@ -239,7 +261,7 @@ class MetaConfig(Section):
     tasks' own losses (FAMO). equal: one for all (MT-TARTAN). fixed: `initial`."""
     initial: dict[str, Annotated[float, Field(ge=0.0)]] = Field(default_factory=dict)
     """Task -> weight at the start, 1 where absent; they are scaled to sum to 1."""
-    signal: Literal["cosine", "dot", "adam"] = "cosine"
+    signal: Literal["cosine", "dot", "adam"] = "adam"
     """cosine: with both gradients' lengths taken out, as in TARTAN's code. dot: with one length for all tasks, so that
     steep tasks count more. adam: dot with a held-out gradient scaled as Adam would scale a step along it."""
     action: Literal["loss", "sampling"] = "loss"
@@ -260,8 +282,8 @@ class MetaConfig(Section):
     """What is left of older readings at an update; they are averaged with these weights."""
     floor: Share = 0.1
     """Least weight of the end task."""
-    layers: Positive | None = None
-    """Compare gradients of that many last layers (of encoder and decoder each); None is all. Never of embeddings."""
+    layers: Positive | None = 2
+    """Compare gradients of that many last layers (of encoder and decoder each); null is all. Never of embeddings."""
     held_out: HeldOutConfig = HeldOutConfig()
     head: DevHeadConfig = DevHeadConfig()
 

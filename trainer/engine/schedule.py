@@ -1,18 +1,30 @@
-"""The learning-rate schedule as a pure function of the step: it has no state to save or to restore.
+"""What changes with the step alone, as pure functions of it: nothing to save or to restore.
 
-Owns: warm-up and decay (MUPPET: linear warm-up, polynomial decay).
+Owns: the learning rate's warm-up and decay (MUPPET: linear warm-up, polynomial decay), and when and how much of R3F.
 """
 
 from __future__ import annotations
 
 import math
 
-from trainer.config.schema import OptimizerConfig
+from trainer.config.schema import OptimizerConfig, R3FConfig
+from trainer.model.shake import Shake
 
 
 def warmup_steps(config: OptimizerConfig, steps: int) -> int:
     """Windows of warm-up: `warmup` is a share of `steps` below 1, else a number."""
-    return round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
+    return _windows(config.warmup, steps)
+
+
+def shake_at(step: int, steps: int, config: R3FConfig | None) -> Shake | None:
+    """The second pass of window `step` of `steps`; None where it has none."""
+    if config is None or step % config.every or not config.weight:
+        return None
+    return Shake(config, config.weight * min(1.0, (step + 1) / max(1, _windows(config.warmup, steps))))
+
+
+def _windows(number: float, steps: int) -> int:
+    return round(number * steps) if number < 1 else int(number)
 
 
 def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:

@@ -90,17 +90,22 @@ class Controller:
         Returns:
             What the window's gradients are to be read against; None if nothing is to be read.
         """
-        gradient, due = self.gradient, step % self.config.every == 0
+        gradient = self.gradient
         if self.held_out is None or gradient is None:
             return None
+        due = self.due(step)
         if due:
             self._refresh(self.held_out, gradient, step)
         return gradient if gradient.ready and (due or self.config.read == "every") else None
 
+    def due(self, step: int) -> bool:
+        """Whether the held-out gradient is made anew before window `step`."""
+        first = 1 if self.config.signal == "adam" else 0  # AdamW has no second moment before its first step
+        return step == first or (step > first and step % self.config.every == 0)
+
     def _refresh(self, held_out: HeldOut, gradient: HeldOutGradient, step: int) -> None:
         seen = held_out.refresh(step // self.config.every, gradient)
-        # AdamW has no second moment before its first step: nothing is read until the next refresh.
-        scaled = self.config.signal != "adam" or (step > 0 and gradient.precondition(_EPS))
+        scaled = self.config.signal != "adam" or gradient.precondition(_EPS)
         norm = gradient.norm()
         # Next to zero: no row can be told better. Not finite: a broken forward, which training will report.
         gradient.ready = scaled and bool(np.isfinite(norm)) and norm > _LEAST_NORM

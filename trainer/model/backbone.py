@@ -83,6 +83,13 @@ class Backbone(nn.Module):
         """The stock base model inside the body (the body itself where there is no language model)."""
         return self.body.base_model
 
+    @property
+    def embeddings(self) -> nn.Module:
+        """The table of the input's tokens; of an encoder-decoder, the encoder's."""
+        body = self.body.get_encoder() if self.kind == "encoder-decoder" else self.body
+        found: nn.Module = body.get_input_embeddings()
+        return found
+
     def forward(self, batch: Batch) -> Tensor:
         """[S * L, H] last hidden states; [S * D, H] of the decoder for encoder-decoders."""
         if self.kind == "encoder-decoder":

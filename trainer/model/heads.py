@@ -11,14 +11,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from trainer.batch.batch import Batch
 from trainer.config.schema import HeadsConfig
-from trainer.losses.interface import HeadLoss, Losses
+from trainer.losses.interface import Divergence, HeadLoss, Losses, Side
 from trainer.tasks.spec import Family, TaskSpec
 
 HeadKind = Literal["classification", "regression", "multiple_choice", "span"]
@@ -104,14 +104,37 @@ class PackedHead(nn.Module):
         self.weight = nn.Parameter(torch.cat(rows))
         self.bias = nn.Parameter(torch.zeros(table.rows)) if bias else None
 
-    def forward(self, features: Tensor, batch: Batch) -> HeadLoss:
-        """The losses of a batch's segments and regression rows.
+    @overload
+    def forward(self, features: Tensor, batch: Batch) -> HeadLoss: ...
+
+    @overload
+    def forward(self, features: Tensor, batch: Batch, other: Tensor, gradient: Side) -> Divergence: ...
+
+    def forward(
+        self, features: Tensor, batch: Batch, other: Tensor | None = None, gradient: Side = "both"
+    ) -> HeadLoss | Divergence:
+        """The losses of a batch's segments and regression rows, or how far a second pass is from the first.
 
         Args:
             features: [P + Q, H] pooled features, then token features.
             batch: what is scored, and against what. With nothing to score the backward pass still gives weight and
                 bias a gradient, of zeros.
+            other: [P + Q, H] the second pass's.
+            gradient: which pass is differentiated.
         """
+        if other is not None:
+            return self.losses.head_divergence(
+                features,
+                other,
+                self.weight,
+                self.bias,
+                batch.segments,
+                batch.offsets,
+                torch.cat([batch.weight, batch.regression_weight]),
+                batch.regression_scores,
+                gradient=gradient,
+                scores=batch.scores,
+            )
         return self.losses.head_losses(
             features,
             self.weight,

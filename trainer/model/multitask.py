@@ -31,6 +31,7 @@ from trainer.model.backbone import (
     stock_body,
 )
 from trainer.model.heads import HeadTable, PackedHead
+from trainer.model.shake import Shake, shaken
 from trainer.model.source import kind_of
 from trainer.model.stand_in import StandIn
 from trainer.model.stock import Stock, Trunk, classifier_dropout, initial_std, stock_of
@@ -70,7 +71,10 @@ class MultiTaskModel(nn.Module):
         self.fresh: set[str] = set()
 
     def forward(
-        self, batch: Batch, stand_in: StandIn | Callable[[Tensor], StandIn] | None = None
+        self,
+        batch: Batch,
+        stand_in: StandIn | Callable[[Tensor], StandIn] | None = None,
+        shake: Shake | None = None,
     ) -> dict[str, Tensor]:
         """The loss of a micro-batch and what metrics need.
 
@@ -78,24 +82,25 @@ class MultiTaskModel(nn.Module):
             batch: the micro-batch.
             stand_in: a head through which its one task is seen instead of its own, or how to come by one from the
                 features [P + Q, H], without gradient. The packed head runs all the same and gets a gradient of zeros.
+            shake: add the divergence of a second pass.
 
         Returns:
             `loss`, an fp32 scalar (fp64 for fp64 models): the sum of weight x loss over segments, regression rows and
-            LM tokens. And, without gradient: `by_task` [tasks] its parts, `scores` [E], `segment_loss` [G],
+            LM tokens, and of the second pass. And, without gradient: `r3f`, the second pass's part; `by_task` [tasks],
+            the parts of the rest, `scores` [E], `segment_loss` [G],
             `regression` [N] (predictions on the [0, 1] scale), `regression_loss` [N], `lm_loss` [T], `features` [P + Q,
             H] (what the packed head sees).
         """
-        hidden = self.backbone(batch)
-        nothing = torch.zeros(0, device=hidden.device)
+        hidden, features = seen = self._see(batch)
         loss, by_task = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros(batch.tasks, dtype=torch.float32)
-        scores = head_loss = lm_loss = features = nothing
+        r3f = loss if shake is None else self._divergence(seen, batch, shake)
+        scores = head_loss = lm_loss = torch.zeros(0, device=hidden.device)
         if self.head is not None:
-            features = self._features(hidden, batch)
             of_heads = self.head(features, batch)
             if stand_in is not None:
                 its = stand_in if isinstance(stand_in, StandIn) else stand_in(features.detach())
-                seen = its.loss(self.losses, features, batch)
-                of_heads = seen._replace(total=seen.total + 0.0 * of_heads.total, by_task=of_heads.by_task)
+                through = its.loss(self.losses, features, batch)
+                of_heads = through._replace(total=through.total + 0.0 * of_heads.total, by_task=of_heads.by_task)
             loss, by_task = loss + of_heads.total, by_task + of_heads.by_task
             scores, head_loss = of_heads.scores, of_heads.loss
         if self.vocabulary is not None:
@@ -104,7 +109,8 @@ class MultiTaskModel(nn.Module):
             by_task = by_task.index_add(0, batch.lm_task, batch.lm_weight * lm_loss)
         segments = len(batch.target)
         return {
-            "loss": loss,
+            "loss": loss + r3f,
+            "r3f": r3f.detach(),
             "by_task": by_task,
             "scores": scores[: batch.scores],
             "segment_loss": head_loss[:segments],
@@ -113,6 +119,23 @@ class MultiTaskModel(nn.Module):
             "lm_loss": lm_loss,
             "features": features.detach(),
         }
+
+    def _see(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Last hidden states, and what the packed head sees of them: nothing where there is none."""
+        hidden = self.backbone(batch)
+        return hidden, hidden[:0] if self.head is None else self._features(hidden, batch)
+
+    def _divergence(self, seen: tuple[Tensor, Tensor], batch: Batch, shake: Shake) -> Tensor:
+        """Weight x divergence of a second pass from the first one."""
+        with shaken(self.backbone.embeddings, shake):
+            other = self._see(batch)
+        total = seen[0].new_zeros((), dtype=torch.float32)
+        if self.head is not None:
+            total = total + self.head(seen[1], batch, other[1], shake.sides).total
+        if self.vocabulary is not None:
+            x, y = (hidden.index_select(0, batch.lm_positions) for hidden, _ in (seen, other))
+            total = total + self.vocabulary(x, batch, y, shake.sides).total
+        return shake.weight * total
 
     def _features(self, hidden: Tensor, batch: Batch) -> Tensor:
         """[P + Q, H] what the packed head sees: pooled features, then token features."""

@@ -7,7 +7,7 @@ last two are one call of the fused linear cross-entropy, in a module that holds 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 
 from trainer.batch.batch import Batch
 from trainer.errors import ModelError
-from trainer.losses.interface import Losses, VocabularyLoss
+from trainer.losses.interface import Divergence, Losses, Side, VocabularyLoss
 from trainer.model.stock import Stock
 
 _DEBERTA_NEW_HEAD = tuple(f"lm_predictions.lm_head.{name}" for name in ("dense", "transform_act_fn", "LayerNorm"))
@@ -47,9 +47,36 @@ class VocabularyHead(nn.Module):
         self.scale = _feature_scale(config)
         self.softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
 
-    def forward(self, hidden: Tensor, batch: Batch) -> VocabularyLoss:
-        """The losses of a batch's predicted tokens under [T, H] hidden states."""
+    @overload
+    def forward(self, hidden: Tensor, batch: Batch) -> VocabularyLoss: ...
+
+    @overload
+    def forward(self, hidden: Tensor, batch: Batch, other: Tensor, gradient: Side) -> Divergence: ...
+
+    def forward(
+        self, hidden: Tensor, batch: Batch, other: Tensor | None = None, gradient: Side = "both"
+    ) -> VocabularyLoss | Divergence:
+        """The losses of a batch's predicted tokens under [T, H] hidden states, or how far another pass's are from them.
+
+        Args:
+            hidden: [T, H].
+            batch: what is predicted.
+            other: [T, H] the second pass's.
+            gradient: which pass is differentiated.
+        """
         features = self.features(hidden)
+        if other is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and gradient != "x"):
+                others = self.features(other)
+            return self.losses.linear_symmetric_kl(
+                features.detach() if gradient == "y" else features,
+                others,
+                self.weight,
+                self._output_bias(features),
+                batch.lm_weight,
+                gradient=gradient,
+                softcap=self.softcap,
+            )
         return self.losses.linear_cross_entropy(
             features,
             self.weight,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trainer.batch import Collator
 from trainer.config.schema import Heterogeneity, Recipe
 from trainer.engine.checkpoint import Checkpoints, RunState, newest
-from trainer.engine.schedule import lr_factor
+from trainer.engine.schedule import lr_factor, shake_at
 from trainer.engine.session import Session, init_distributed, start
 from trainer.engine.step import Totals, run_window
 from trainer.engine.stop import StopFlag
@@ -127,13 +127,14 @@ def _weighed_window(
     loop: Loop, window: Window, collator: Collator, lr: float, stop: bool
 ) -> tuple[Totals, bool, NDArray[np.float64]]:
     """A window with the weights its tasks have by now, and what it shows about them."""
-    controller, seed = loop.controller, loop.job.recipe.seed
+    controller, recipe, seed = loop.controller, loop.job.recipe, loop.job.recipe.seed
+    shake = shake_at(window.step, recipe.training.steps, recipe.loss.r3f)
     if controller is None:
-        totals, stopping = run_window(loop.session, window, collator, seed, lr, stop)
+        totals, stopping = run_window(loop.session, window, collator, seed, lr, stop, shake=shake)
         return totals, stopping, np.ones(len(loop.job.tasks))
     held_out = controller.before_window(window.step)
     factors = controller.factors()
-    totals, stopping = run_window(loop.session, window, collator, seed, lr, stop, factors, held_out)
+    totals, stopping = run_window(loop.session, window, collator, seed, lr, stop, factors, held_out, shake)
     controller.after_window(window, factors, totals.task_loss, held_out)
     return totals, stopping, factors
 
@@ -209,6 +210,7 @@ class Meter:
         (evaluation not counted)."""
         self.seconds += seconds
         self.totals.task_loss += totals.task_loss
+        self.totals.r3f += totals.r3f
         self.totals.real_tokens += totals.real_tokens
         self.totals.padded_tokens += totals.padded_tokens
         rows = torch.from_numpy(window.rows).double()
@@ -220,8 +222,9 @@ class Meter:
         """Flat numbers for the log, over all ranks; starts the next reading."""
         seconds = self.seconds
         counts = [float(self.totals.real_tokens), float(self.totals.padded_tokens)]
-        sums = self.session.all_sum(torch.cat([self.totals.task_loss, self.totals.task_loss.new_tensor(counts)])).cpu()
-        task_loss, (real, padded) = sums[:-2], sums[-2:].tolist()
+        parts = [self.totals.task_loss, self.totals.r3f.view(1), self.totals.task_loss.new_tensor(counts)]
+        sums = self.session.all_sum(torch.cat(parts)).cpu()
+        task_loss, (r3f, real, padded) = sums[:-3], sums[-3:].tolist()
         values = {
             "train/loss": float(task_loss.sum()) / self.windows,
             "train/grad_norm": self.session.gradient_norm(),
@@ -231,6 +234,8 @@ class Meter:
             **_learning_rates(self.session),
             **_memory(self.session.device),
         }
+        if self.job.recipe.loss.r3f is not None:
+            values["train/r3f"] = r3f / self.windows
         for i, name in enumerate(self.job.names):
             if self.rows[i] and self.weights[i]:
                 values[f"train/loss/{name}"] = float(task_loss[i] / (self.share[i] * self.weights[i]))

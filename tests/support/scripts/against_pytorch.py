@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,28 @@ from deepspeed.utils import safe_get_full_fp32_param
 from support.ranks import rank_main
 
 from trainer.config import recipe_from
-from trainer.engine.schedule import lr_factor
+from trainer.engine.schedule import lr_factor, shake_at
 from trainer.engine.session import Session, start
 from trainer.engine.step import run_window
 from trainer.model.multitask import MultiTaskModel, build_model
+from trainer.model.shake import Shake
 from trainer.run.prepare import Job, prepare_together
 from trainer.window import Window
 from trainer.window.hashing import seed32
 
 
-def reference_step(model: MultiTaskModel, optimizer: Any, job: Job, window: Window, factor: float) -> float:
+def reference_step(
+    model: MultiTaskModel, optimizer: Any, job: Job, window: Window, factor: float, shake: Shake | None
+) -> float:
     """The same window in plain PyTorch: every micro-batch of every rank, one dense AdamW step."""
     collator = job.collator(job.train)
     optimizer.zero_grad(set_to_none=True)
     for micro_step in window.micro_steps:
         for micro in micro_step:
             batch = collator(micro.tasks, micro.rows, micro.epochs, window.unit_weights())
-            torch.manual_seed(seed32(job.recipe.seed, window.step, micro.index))
-            model(batch)["loss"].backward()
+            seed = seed32(job.recipe.seed, window.step, micro.index)
+            torch.manual_seed(seed)
+            model(batch, shake=None if shake is None else replace(shake, seed=seed))["loss"].backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None]
     assert not missing, f"no gradient for {missing}"
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), job.recipe.optimizer.clip)
@@ -72,8 +77,9 @@ def compare(values: dict[str, Any], steps: int) -> dict[str, Any]:
         window = planner.window(step, world_size)
         absent |= {job.names[t] for t, n in enumerate(window.rows.tolist()) if n == 0}
         factor = lr_factor(step, steps, config)
-        run_window(session, window, collator, recipe.seed, factor, stop=False)
-        norm = reference_step(reference, optimizer, job, window, factor)
+        shake = shake_at(step, steps, recipe.loss.r3f)
+        run_window(session, window, collator, recipe.seed, factor, stop=False, shake=shake)
+        norm = reference_step(reference, optimizer, job, window, factor, shake)
         norms.append(abs(session.gradient_norm() / norm - 1))
         differences.append(
             max(float((full(session, n, p) - theirs[n]).abs().max()) for n, p in session.model.named_parameters())

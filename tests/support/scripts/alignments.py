@@ -138,9 +138,9 @@ def compare(values: dict[str, Any], steps: int) -> dict[str, Any]:
         held_out = controller.before_window(step)
         factors = controller.factors()
         if held_out is not None:
-            if step % controller.config.every == 0:
+            if controller.due(step):
                 v = held_out_gradient(reference, controller, job, step // controller.config.every)
-                if controller.config.signal == "adam" and step > 0:
+                if controller.config.signal == "adam":
                     v = {name: g / (moment(session, name).sqrt() + 1e-8) for name, g in v.items()}
             products, lengths = true_readings(reference, job, window, factors, v, controller.config.layers)
             norm = product(v, v) ** 0.5
