@@ -6,10 +6,11 @@ the workers, record batches come back and are written in order, so the file is t
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,7 +27,8 @@ from trainer.cache.keys import Fingerprints, cache_key, load_tokenizer, tokenize
 from trainer.cache.layout import schema_of
 from trainer.cache.text import EncodeOptions
 from trainer.errors import DataError, RunError
-from trainer.tasks.rows import BadRow, BadRows, check_row
+from trainer.tasks.columns import BadRow, DroppedRow
+from trainer.tasks.rows import BadRows, check_row, dropped_text
 from trainer.tasks.sources import Chunk, is_hub, open_source
 from trainer.tasks.spec import TaskSpec
 from trainer.tasks.textfiles import COMPRESSIONS
@@ -34,6 +36,8 @@ from trainer.tasks.textfiles import COMPRESSIONS
 __all__ = ["EncodeOptions", "build_cache"]
 
 Progress = Callable[[str, int, int], None]
+
+logger = logging.getLogger(__name__)
 
 _POOL_BYTES = 16 << 20
 """Less data than this is tokenised faster in this process than the worker processes start."""
@@ -57,6 +61,8 @@ class _Done:
 
     batch: pa.RecordBatch | None
     bad: list[tuple[str, str]]
+    dropped: Counter[str]
+    """Rows that the task's `drop` left out, by reason."""
 
 
 def build_cache(
@@ -178,28 +184,33 @@ class _Build:
             yield _resolved(*pending.popleft())
 
     def _write(self, job: _Job, results: Iterator[_Done | None]) -> None:
-        bad = BadRows()
+        bad, dropped = BadRows(), Counter[str]()
         with ArrowFile(job.path, schema_of(job.spec.family)) as file:
             for done in results:
                 if done is None:
                     break
+                dropped += done.dropped
                 for place, reason in done.bad:
                     bad.add(place, reason)
                     self.failed.add(job.path)
                 if done.batch is not None and job.path not in self.failed:
                     file.add(done.batch)
                 self._report(job, file.rows)
-            self._judge(job, bad, file.rows)
+            self._judge(job, bad, dropped, file.rows)
             if job.path not in self.failed:
                 file.commit()
         self.finished += 1
         self._report(job, file.rows)
 
-    def _judge(self, job: _Job, bad: BadRows, rows: int) -> None:
+    def _judge(self, job: _Job, bad: BadRows, dropped: Counter[str], rows: int) -> None:
+        left_out = dropped_text(dropped) if dropped else ""
+        if left_out:  # said where the cache is made, and by `sett tasks check` at any time
+            logger.warning("task '%s', %s: %s", job.spec.name, job.source_split, left_out)
         try:
             bad.raise_if_any(job.spec.name, job.source_split)
             if not rows and job.path not in self.failed:
-                raise DataError(f"task '{job.spec.name}', {job.source_split}: {job.uri} has no rows")
+                but = f" but the {left_out}" if left_out else ""
+                raise DataError(f"task '{job.spec.name}', {job.source_split}: {job.uri} has no rows{but}")
         except DataError as error:
             self.failed.add(job.path)
             self.problems.append(str(error))
@@ -214,7 +225,7 @@ def _resolved(job: _Job, future: Future[_Done] | None) -> tuple[_Job, _Done | No
 
 
 def _encode(tokenizer: Any, options: EncodeOptions, job: _Job, chunk: Chunk, check_only: bool) -> _Done:
-    rows, bad = [], []
+    rows, bad, dropped = [], [], Counter[str]()
     for raw in chunk.rows():
         if raw.data is None:
             bad.append((raw.place, raw.problem or "cannot be read"))
@@ -223,9 +234,11 @@ def _encode(tokenizer: Any, options: EncodeOptions, job: _Job, chunk: Chunk, che
             rows.append((raw.index, check_row(job.spec, raw.data)))
         except BadRow as error:
             bad.append((raw.place, str(error)))
+        except DroppedRow as reason:
+            dropped[str(reason)] += 1
     if bad or check_only or not rows:
-        return _Done(None, bad)
-    return _Done(encode_rows(job.spec, rows, tokenizer, options, job.evaluation), bad)
+        return _Done(None, bad, dropped)
+    return _Done(encode_rows(job.spec, rows, tokenizer, options, job.evaluation), bad, dropped)
 
 
 class _Here:

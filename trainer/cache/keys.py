@@ -80,18 +80,23 @@ def cache_key(spec: TaskSpec, evaluation: bool, fingerprint: str, tokenizer: str
         del used["span_stride"]
     if spec.family is not Family.SPAN or evaluation:
         del used["span_windows"]
-    declared = {"family", "labels", "num_labels", "columns", "score_range"}
     if isinstance(spec, TextOf):
-        used["of"] = spec.of.model_dump(mode="json", include=declared)
+        used["of"] = _declared(spec.of)
     parts = {
         "versions": [LAYOUT_VERSION, ENCODER_VERSION],
-        "task": spec.model_dump(mode="json", include=declared),
+        "task": _declared(spec),
         "evaluation": evaluation,
         "source": fingerprint,
         "tokenizer": tokenizer,
         "options": used,
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def _declared(spec: TaskSpec) -> dict[str, Any]:
+    """What a declaration says about its rows. `drop` is named where there is one: keys from before it was stay good."""
+    named = {"family", "labels", "num_labels", "columns", "score_range"} | ({"drop"} if spec.drop else set())
+    return spec.model_dump(mode="json", include=named)
 
 
 class Fingerprints:

@@ -20,6 +20,10 @@ from trainer.tasks.raw import CHUNK_ROWS, Chunk, ProblemChunk, RawRow, Source, h
 
 HUB = "hub:"
 _HUB_URI = re.compile(r"hub:(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[^@:]+))?(@(?P<split>.+))?")
+_HAS_CODE = "Dataset scripts are no longer supported"
+"""How `datasets` begins its refusal of a data set that comes with code."""
+_EXPORT = "refs/convert/parquet"
+"""Branch on which the hub keeps its own copy of such a data set as Parquet: CONFIG/SPLIT/0000.parquet."""
 _SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
 
 
@@ -125,7 +129,8 @@ def open_folder(path: Path, split: str) -> Source:
 
 
 def open_hub(uri: str, split: str) -> Source:
-    """`hub:OWNER/NAME[:CONFIG][@SPLIT]`. Data sets that need their own code are refused by `datasets` itself."""
+    """`hub:OWNER/NAME[:CONFIG][@SPLIT]`. Of a data set that comes with code the hub's Parquet copy is read: `datasets`
+    itself refuses to run the code."""
     match = _HUB_URI.fullmatch(uri)
     if match is None:
         raise DataError(f"'{uri}': a hub source is written hub:OWNER/NAME[:CONFIG][@SPLIT]")
@@ -134,7 +139,12 @@ def open_hub(uri: str, split: str) -> Source:
     name, config, chosen = match["name"], match["config"], match["split"]
     try:
         # Without a split all are returned, which costs nothing: `datasets` prepares all of them in any case.
-        data = datasets.load_dataset(name, config, split=chosen, keep_in_memory=False)
+        try:
+            data = datasets.load_dataset(name, config, split=chosen, keep_in_memory=False)
+        except RuntimeError as error:
+            if not str(error).startswith(_HAS_CODE):
+                raise
+            data = datasets.load_dataset(name, data_dir=config, revision=_EXPORT, split=chosen, keep_in_memory=False)
     except Exception as error:  # network, missing names, scripts: every library below has exceptions of its own
         raise DataError(
             f"{uri}: cannot be loaded from the hub: {_first_line(error)}. Check the name and the connection, "

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,9 +23,10 @@ from numpy.typing import NDArray
 
 from trainer.errors import DataError, RunError
 from trainer.tasks.cards import SPLITS
+from trainer.tasks.columns import BadRow, DroppedRow
 from trainer.tasks.overlap import Keys, TrainIndex
 from trainer.tasks.report import render_list, render_report
-from trainer.tasks.rows import SEPARATOR, BadRow, BadRows, bytes_key, check_row, input_fields, row_key
+from trainer.tasks.rows import SEPARATOR, BadRows, bytes_key, check_row, dropped_text, input_fields, row_key
 from trainer.tasks.sources import open_source
 from trainer.tasks.spec import Row, TaskSpec
 
@@ -52,6 +54,8 @@ class SplitFacts:
     bad: BadRows
     rows: int = 0
     """Good rows."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows that the task's `drop` leaves out, by reason."""
     words: int = 0
     labels: set[int] = field(default_factory=set)
     """Labels that occur (multiple choice: numbers of choices that occur)."""
@@ -184,7 +188,7 @@ def read_split(spec: TaskSpec, split: str, limit: int) -> SplitFacts:
     facts = SplitFacts(spec.name, split, BadRows(limit))
     inputs, texts, owners = array("Q"), array("Q"), array("q")
     try:
-        for row in _good_rows(spec, uri, split, facts.bad):
+        for row in _good_rows(spec, uri, split, facts):
             fields = [text for text in input_fields(spec, row) if text]
             inputs.append(row_key(SEPARATOR.join(fields)))
             facts.words += sum(len(text.split()) for text in fields)
@@ -199,7 +203,7 @@ def read_split(spec: TaskSpec, split: str, limit: int) -> SplitFacts:
     except DataError as error:
         facts.bad.add(Path(uri).name, str(error))
     if not facts.rows and not facts.bad.total:
-        facts.bad.add(Path(uri).name, "no rows")
+        facts.bad.add(Path(uri).name, "no rows" + (f" but the {dropped_text(facts.dropped)}" if facts.dropped else ""))
     facts.inputs = Keys(_uint64(inputs), np.arange(len(inputs)))
     facts.texts = Keys(_uint64(texts), np.frombuffer(owners, np.int64)) if texts else Keys.empty()
     if split == "train":  # only which texts there are matters: contexts that many rows share are sent once
@@ -208,16 +212,18 @@ def read_split(spec: TaskSpec, split: str, limit: int) -> SplitFacts:
     return facts
 
 
-def _good_rows(spec: TaskSpec, uri: str, split: str, bad: BadRows) -> Iterator[Row]:
+def _good_rows(spec: TaskSpec, uri: str, split: str, facts: SplitFacts) -> Iterator[Row]:
     for chunk in open_source(uri, split).chunks():
         for raw in chunk.rows():
             if raw.data is None:
-                bad.add(raw.place, raw.problem or "cannot be read")
+                facts.bad.add(raw.place, raw.problem or "cannot be read")
                 continue
             try:
                 yield check_row(spec, raw.data)
             except BadRow as reason:
-                bad.add(raw.place, str(reason))
+                facts.bad.add(raw.place, str(reason))
+            except DroppedRow as reason:
+                facts.dropped[str(reason)] += 1
 
 
 def _text_keys(fields: Iterable[str]) -> set[int]:

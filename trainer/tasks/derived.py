@@ -51,7 +51,7 @@ def on_task(task: TaskSpec, family: Family, where: str) -> TaskSpec:
     name = f"{task.name}.{family.value}"
     shared = {key: getattr(task, key) for key in ("train", "dev", "test", "licence", "citation")}
     if task.family in OBJECTIVES.values():  # text already: the same task, perhaps with the other objective
-        return _checked(where, TaskSpec, name=name, family=family, columns=task.columns, **shared)
+        return _checked(where, TaskSpec, name=name, family=family, columns=task.columns, drop=task.drop, **shared)
     return _checked(where, TextOf, name=name, family=family, of=task, **shared)
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.tasks.cards import SPLITS
+from trainer.tasks.rows import dropped_text
 from trainer.tasks.spec import Family, TaskSpec
 
 if TYPE_CHECKING:
@@ -57,10 +58,18 @@ def render_report(report: CheckReport, console: Console) -> None:
                 console.print(Text(f"  {place}: {reason}"), soft_wrap=True)
             if facts.bad.total > len(facts.bad.rows):
                 console.print(f"  ... and {facts.bad.total - len(facts.bad.rows):,} more")
+    _print_dropped(report, console)
     rows = sum(facts.rows for task in report.tasks for facts in task.splits.values())
     bad = sum(task.bad for task in report.tasks)
     line = f"{_count(len(report.tasks), 'task')}, {_count(rows, 'good row')}, {_count(bad, 'bad row')}."
     console.print(Text(line, "bold green" if report.ok else "bold red"))
+
+
+def _print_dropped(report: CheckReport, console: Console) -> None:
+    for task in report.tasks:
+        for split, facts in task.splits.items():
+            if facts.dropped:
+                console.print(Text(f"{task.spec.name}, {split}: {dropped_text(facts.dropped)}"), soft_wrap=True)
 
 
 def _tasks_table(report: CheckReport, width: int) -> Table:

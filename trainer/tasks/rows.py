@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.errors import DataError, nearest
+from trainer.tasks.columns import LISTS, BadRow, DroppedRow, at, leaves, read
 from trainer.tasks.spec import Family, Row, TaskSpec, TextOf
 
 SEPARATOR = "\x1f"
@@ -23,15 +24,19 @@ _MISSING = object()
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 
 
-class BadRow(Exception):  # noqa: N818 - it is what the row is, and never reaches a user as an exception
-    """A row that does not fit its task; the message says why in one line."""
-
-
 def check_row(spec: TaskSpec, raw: Mapping[str, Any]) -> Row:
-    """The canonical row of `raw`, or `BadRow`."""
+    """The canonical row of `raw`.
+
+    Raises:
+        DroppedRow: the task's `drop` leaves it out.
+        BadRow: it does not fit the task.
+    """
     if isinstance(spec, TextOf):
         return {"texts": input_fields(spec.of, check_row(spec.of, raw))}
-    return _CHECKS[spec.family](_Fields(spec, raw))
+    fields = _Fields(spec, raw)
+    if spec.drop:
+        _drop(fields)
+    return _CHECKS[spec.family](fields)
 
 
 def input_text(spec: TaskSpec, row: Row) -> str:
@@ -90,8 +95,8 @@ class BadRows:
         count = "1 bad row" if self.total == 1 else f"{self.total} bad rows"
         raise DataError(
             "\n".join([f"task '{task}', {split}: {count}", *lines])
-            + "\nCorrect or remove these rows, or the task's columns and labels; `sett tasks check` lists the bad rows "
-            "of all splits."
+            + "\nCorrect or remove these rows, or the task's columns and labels; `drop` leaves rows out by a value. "
+            "`sett tasks check` lists the bad rows of all splits."
         )
 
 
@@ -99,6 +104,14 @@ def _show(value: Any) -> str:
     """A value for a message: printable, on one line, short."""
     text = repr(value[:80] if isinstance(value, str | bytes | list | tuple) else value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def dropped_text(dropped: Mapping[str, int]) -> str:
+    """`785 rows left out: label is -1 (785)`, the most frequent reason first."""
+    total = sum(dropped.values())
+    reasons = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
+    return f"{total:,} {'row' if total == 1 else 'rows'} left out: {listed}"
 
 
 @dataclass(frozen=True)
@@ -109,22 +122,40 @@ class _Fields:
     raw: Mapping[str, Any]
 
     def get(self, column: str, default: Any = _MISSING) -> Any:
-        name = self.spec.columns.get(column, column)
-        value = self.raw.get(name, _MISSING)
-        if value is _MISSING:
-            if default is not _MISSING and column not in self.spec.columns:
-                return default
-            found = [str(key) for key in self.raw]
-            shown = ", ".join(_show(key)[1:-1] for key in found[:12]) or "no columns"
-            asked = f"'{name}'" if name == column else f"'{name}' (columns.{column})"
-            raise BadRow(f"missing column {asked}{nearest(name, found)}; the row has {shown}")
-        return value
+        source = self.spec.columns.get(column, column)
+        if source == column and column not in self.raw and default is not _MISSING:
+            return default
+        return read(self.raw, source, column)
 
     def text(self, column: str, default: Any = _MISSING, empty: bool = False) -> str:
         value = self.get(column, default)
         if value is None and default is not _MISSING:
             value = default
         return _text(value, column, empty)
+
+
+def _drop(fields: _Fields) -> None:
+    """Raise `DroppedRow` where a column holds a value that `drop` names. A span's answers are looked up later."""
+    spec = fields.spec
+    known = spec.facts.columns + spec.facts.optional
+    for name, values in spec.drop.items():
+        value = fields.get(name) if name in known else at(fields.raw, name, " (drop)")
+        found = list(leaves(_structured(value, name) if name in LISTS else value))
+        some = all if name == "answers" else any  # one empty choice spoils a row, one empty answer of several does not
+        if None in values and (not found or some(_is_nothing(leaf) for leaf in found)):
+            raise DroppedRow(f"{name} is missing")
+        for unwanted in values:
+            if unwanted is not None and any(_is_same(leaf, unwanted) for leaf in found):
+                raise DroppedRow(f"{name} is {_show(unwanted)}")
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _is_same(value: Any, unwanted: str | int | float | bool) -> bool:
+    """Equal, also where a text format wrote a number as text."""
+    return bool(value == unwanted or (isinstance(value, str) and value.strip() == str(unwanted)))
 
 
 def _text(value: Any, name: str, empty: bool = False) -> str:
@@ -176,8 +207,11 @@ def _label(value: Any, names: tuple[str, ...], count: int, what: str) -> int:
         close = nearest(value, names) if names else ""
         raise BadRow(f"label {_show(value)} is unknown{close} ({what})")
     if not 0 <= index < count:
-        hidden = "; -1 often stands for a label that was not published" if index == -1 else ""
-        raise BadRow(f"label {_show(value)} out of range ({what}{hidden})")
+        hidden, remedy = "", ""
+        if index == -1:
+            hidden = "; -1 often stands for a label that was not published"
+            remedy = "; `drop: {label: [-1]}` leaves such rows out"
+        raise BadRow(f"label {_show(value)} out of range ({what}{hidden}){remedy}")
     return index
 
 
@@ -226,8 +260,18 @@ def _multiple_choice(fields: _Fields) -> Row:
     if len(value) < 2:
         raise BadRow(f"choices has {len(value)} entries, needs at least 2")
     choices = [_text(choice, f"choices[{i}]") for i, choice in enumerate(value)]
+    context = fields.text("context", empty=True)
+    listed, correct = fields.spec.columns.get("choices"), fields.spec.columns.get("label")
+    if isinstance(listed, tuple) and correct in listed:
+        order = _order(context, choices)
+        return {"context": context, "choices": [choices[i] for i in order], "label": order.index(listed.index(correct))}
     label = _label(fields.get("label"), names, len(choices), f"the row has {len(choices)} choices")
-    return {"context": fields.text("context", empty=True), "choices": choices, "label": label}
+    return {"context": context, "choices": choices, "label": label}
+
+
+def _order(context: str, choices: list[str]) -> list[int]:
+    """An order of the choices that depends on the row's texts alone: in the file the correct one is always the same."""
+    return sorted(range(len(choices)), key=lambda i: (row_key(SEPARATOR.join((context, choices[i]))), i))
 
 
 def _span(fields: _Fields) -> Row:
@@ -238,10 +282,34 @@ def _span(fields: _Fields) -> Row:
         if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
             raise BadRow("answers must have lists `text` and `answer_start` of the same length")
         value = [{"text": text, "start": start} for text, start in zip(texts, starts, strict=True)]
+    if isinstance(value, str):
+        value = [value]
     if not isinstance(value, list | tuple):
         raise BadRow(f"answers must be a list (empty: no answer), not {type(value).__name__} {_show(value)}")
-    answers = [_answer(answer, f"answers[{i}]", context) for i, answer in enumerate(value)]
+    if value and all(isinstance(answer, str) for answer in value):
+        answers = _located(list(value), context)
+        if not answers and None in fields.spec.drop.get("answers", ()):
+            raise DroppedRow("no answer in the context")
+        if not answers:
+            raise BadRow(
+                f"answers: {_show(value[0])} {'' if len(value) == 1 else f'and {len(value) - 1} more '}not in the "
+                "context; `drop: {answers: [null]}` leaves such rows out"
+            )
+    else:
+        answers = [_answer(answer, f"answers[{i}]", context) for i, answer in enumerate(value)]
     return {"context": context, "question": question, "answers": answers}
+
+
+def _located(texts: list[str], context: str) -> list[dict[str, Any]]:
+    """Answers that are text alone, each where it first stands in the context as whole words; others are left off."""
+    found = []
+    for text in dict.fromkeys(text.strip() for text in texts):
+        if text and text in context:
+            before = r"(?<!\w)" if text[0].isalnum() else ""
+            after = r"(?!\w)" if text[-1].isalnum() else ""
+            if match := re.search(before + re.escape(text) + after, context):
+                found.append({"text": text, "start": match.start()})
+    return found
 
 
 def _answer(value: Any, name: str, context: str) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from trainer.errors import nearest
+from trainer.tasks.columns import ColumnSource, problem_with
+
 
 class Family(StrEnum):
     """The eight kinds of task. A family fixes columns, head, loss and the metrics that make sense."""
@@ -78,8 +81,12 @@ class TaskSpec(BaseModel):
     """Number of classes, when the classes have no names."""
     metric: str = ""
     """Metric reported and used to choose checkpoints; empty means the family's first."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Canonical column -> the file's own column, where they differ."""
+    columns: dict[str, ColumnSource] = Field(default_factory=dict)
+    """Canonical column -> the file's own column where they differ, or a field in it, a template, a list of these, or
+    matches of a pattern (docs/tasks.md)."""
+    drop: dict[str, tuple[str | int | float | bool | None, ...]] = Field(default_factory=dict)
+    """Column -> values whose rows are left out, counted and reported. null stands for no value: null, empty text, an
+    empty list, and of a span's answers none that stands in the context."""
     train: str | None = None
     """Source of training rows: a file, a folder saved by `datasets`, or `hub:OWNER/NAME[:CONFIG][@SPLIT]`."""
     dev: str | None = None
@@ -125,15 +132,23 @@ class TaskSpec(BaseModel):
                 f"task '{self.name}': metric '{self.metric}' does not fit family {self.family.value}; "
                 f"choose one of {', '.join(facts.metrics)}"
             )
-        unknown = [c for c in self.columns if c not in facts.columns + facts.optional]
-        if unknown:
-            raise ValueError(
-                f"task '{self.name}': columns.{unknown[0]} is not a column of family {self.family.value} "
-                f"({', '.join(facts.columns + facts.optional)})"
-            )
+        self._check_columns(facts.columns + facts.optional)
         if self.score_range is not None and not self.score_range[0] < self.score_range[1]:
             raise ValueError(f"task '{self.name}': score_range must be [low, high] with low < high")
         return self
+
+    def _check_columns(self, known: tuple[str, ...]) -> None:
+        for column, source in self.columns.items():
+            if column not in known:
+                raise ValueError(
+                    f"task '{self.name}': columns.{column} is not a column of family {self.family.value}"
+                    f"{nearest(column, known)} ({', '.join(known)})"
+                )
+            if problem := problem_with(column, source):
+                raise ValueError(f"task '{self.name}': columns.{column}: {problem}")
+        empty = next((column for column, values in self.drop.items() if not values), None)
+        if empty is not None:
+            raise ValueError(f"task '{self.name}': drop.{empty} names no value; list those whose rows are left out")
 
 
 class TextOf(TaskSpec):
