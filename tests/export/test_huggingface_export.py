@@ -143,6 +143,16 @@ def test_batches_of_several_lengths_agree_with_stock(architecture: str, tokenize
         assert (logits.flatten() - model(batch)["scores"]).abs().max() < 1e-5
 
 
+def test_heads_are_exported_as_they_were_used(tokenizer: Path, tmp_path: Path) -> None:
+    """R4F's are divided by their largest singular values."""
+    recipe = tiny_recipe("bert", tokenizer)
+    recipe = recipe.model_copy(update={"heads": recipe.heads.model_copy(update={"spectral": True})})
+    model = shaken(tiny_model(recipe, HEADED))
+    for family in HEADED:
+        stock = export(model, recipe, HEADED, family, tmp_path / family.value)
+        assert compare(model, stock, family) < 1e-5, family
+
+
 def test_tied_parameters_may_be_stated_once(tokenizer: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe("t5", tokenizer)
     model = shaken(tiny_model(recipe, [Family.SEQ2SEQ, Family.CLASSIFICATION]))

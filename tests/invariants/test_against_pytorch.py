@@ -67,7 +67,7 @@ def test_r3f(tmp_path: Path, kind: str) -> None:
     }
     recipes = []
     for name, way in ways.items():
-        changes = {"kernels": "reference"} if "plain" in name else {}
+        changes = {"kernels": "reference"} if "plain" in name else {"heads": {"spectral": "clean" in name}}  # R4F
         loss = {"r3f": {**noisy, **way}}
         recipes.append(written(tmp_path, f"{kind}-{name}", kind, int(name[4]), loss=loss, **changes))
     recipes.append(

@@ -58,6 +58,8 @@ class HeadsConfig(Section):
     """One start/end head for all span tasks (MUPPET)."""
     dropout: Share | None = None
     """Dropout before the heads; None takes the backbone's classifier dropout."""
+    spectral: bool = False
+    """Divide each head by its largest singular value (R4F, with `loss.r3f`). Not of language modelling."""
 
 
 class SamplingRule(StrEnum):

@@ -29,8 +29,10 @@ from trainer.errors import ModelError, RunError, nearest
 from trainer.export.card import model_card
 from trainer.model.backbone import LM_CLASSES, load_config, load_tokenizer, resolve_path
 from trainer.model.carry import untied
+from trainer.model.heads import HeadTable, spectral_facts
 from trainer.model.multitask import MultiTaskModel, skeleton
 from trainer.model.source import Kind, quiet
+from trainer.model.spectral import normalised
 from trainer.model.stock import STOCK, Stock, stock_of
 from trainer.tasks.spec import Family, TaskSpec
 
@@ -78,7 +80,7 @@ def export_task(
     names = _names(exported, model, stock, spec)
     weights = _pick(exported, names, untied(model_state, model))
     if spec is not None and spec.name in model.table.by_task:
-        weights |= _head_rows(model_state, model, stock, spec, exported)
+        weights |= _head_rows(_heads_as_used(model_state, recipe, model.table), model, stock, spec, exported)
     _check_complete(exported, weights, auto, config)
     with quiet():
         exported.load_state_dict(weights, strict=True, assign=True)
@@ -197,6 +199,13 @@ def _pick(exported: Any, names: Mapping[str, str], state: Mapping[str, Tensor]) 
             )
         weights[theirs] = state[ours].detach().float().contiguous()
     return weights
+
+
+def _heads_as_used(state: Mapping[str, Tensor], recipe: Recipe, table: HeadTable) -> Mapping[str, Tensor]:
+    """The state with its heads divided by their largest singular values, where training does that."""
+    if not recipe.heads.spectral:
+        return state
+    return {**state, "head.weight": normalised(state["head.weight"], *spectral_facts(table, recipe.seed))}
 
 
 def _head_rows(

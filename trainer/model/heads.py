@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trainer.batch.batch import Batch
 from trainer.config.schema import HeadsConfig
 from trainer.losses.interface import Divergence, HeadLoss, Losses, Side
+from trainer.model.spectral import normalised
 from trainer.tasks.spec import Family, TaskSpec
 
 HeadKind = Literal["classification", "regression", "multiple_choice", "span"]
@@ -87,7 +88,13 @@ class HeadTable:
 class PackedHead(nn.Module):
     """One linear layer whose rows are all heads of a `HeadTable`."""
 
-    def __init__(self, table: HeadTable, hidden: int, std: float, seed: int, losses: Losses, bias: bool = True) -> None:
+    start: Tensor
+    sizes: Tensor
+
+    def __init__(
+        self, table: HeadTable, hidden: int, std: float, seed: int, losses: Losses, bias: bool = True,
+        spectral: bool = False,
+    ) -> None:  # fmt: skip
         """Draw each head's rows from its own stream, so that they do not depend on which other tasks there are.
 
         Args:
@@ -97,12 +104,22 @@ class PackedHead(nn.Module):
             seed: the run's.
             losses: who computes.
             bias: whether there is one; the stock classifiers of decoders have none.
+            spectral: whether heads are divided by their largest singular values.
         """
         super().__init__()
         self.losses = losses
         rows = [seeded_normal(seed, f"head/{h.name}", (h.size, hidden), std) for h in table.heads]
         self.weight = nn.Parameter(torch.cat(rows))
         self.bias = nn.Parameter(torch.zeros(table.rows)) if bias else None
+        self.spectral = spectral
+        if spectral:
+            start, sizes = spectral_facts(table, seed)
+            self.register_buffer("start", start, persistent=False)
+            self.register_buffer("sizes", sizes, persistent=False)
+
+    def rows(self) -> Tensor:
+        """[R, H] what features are multiplied by."""
+        return normalised(self.weight, self.start, self.sizes) if self.spectral else self.weight
 
     @overload
     def forward(self, features: Tensor, batch: Batch) -> HeadLoss: ...
@@ -126,7 +143,7 @@ class PackedHead(nn.Module):
             return self.losses.head_divergence(
                 features,
                 other,
-                self.weight,
+                self.rows(),
                 self.bias,
                 batch.segments,
                 batch.offsets,
@@ -137,7 +154,7 @@ class PackedHead(nn.Module):
             )
         return self.losses.head_losses(
             features,
-            self.weight,
+            self.rows(),
             self.bias,
             batch.segments,
             batch.offsets,
@@ -149,6 +166,12 @@ class PackedHead(nn.Module):
             task=torch.cat([batch.segment_task, batch.regression_task]),
             tasks=batch.tasks,
         )
+
+
+def spectral_facts(table: HeadTable, seed: int) -> tuple[Tensor, Tensor]:
+    """What `trainer.model.spectral.normalised` wants beside the weights: starts [R], sizes [T]."""
+    starts = [seeded_normal(seed, f"spectral/{head.name}", (head.size,), 1.0) for head in table.heads]
+    return torch.cat(starts), torch.tensor([head.size for head in table.heads])
 
 
 def seeded_normal(seed: int, name: str, shape: tuple[int, ...], std: float) -> Tensor:

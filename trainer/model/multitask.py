@@ -63,7 +63,9 @@ class MultiTaskModel(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.span_dropout = nn.Dropout(span_dropout)
         self.head = (
-            PackedHead(table, config.hidden_size, self.head_std, recipe.seed, losses, stock.output_bias)
+            PackedHead(
+                table, config.hidden_size, self.head_std, recipe.seed, losses, stock.output_bias, recipe.heads.spectral
+            )
             if table.rows
             else None
         )
