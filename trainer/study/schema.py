@@ -6,6 +6,7 @@ study file, so that a study is the same from whatever directory it is called.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -130,7 +131,7 @@ def _with_recipe(arm: Any, base: Path) -> Any:
 
 
 def _absolute(path: str, base: Path) -> Path:
-    return (base / Path(path).expanduser()).absolute()
+    return Path(os.path.normpath(base / Path(path).expanduser()))  # no `studies/..` in messages and logs
 
 
 def _text(value: Any) -> str:
