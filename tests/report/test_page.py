@@ -243,3 +243,13 @@ def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
     after = page_of(run)
     for anchor in ("metrics", "metric-curves", "loss"):
         assert ElementTree.tostring(section(after, anchor)) == ElementTree.tostring(section(before, anchor))
+
+
+def test_the_environment_is_what_the_run_wrote(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    found = {"device": "a fast one", "commit": "abc1234", "python": "3.11.9", "packages": {"torch": "2.99.1"}}
+    (run / "environment.json").write_text(json.dumps(found))
+    facts = words(section(page_of(run), "environment"))
+    for value in ("a fast one", "abc1234", "3.11.9", "2.99.1"):
+        assert value in facts
+    assert "deepspeed" not in facts

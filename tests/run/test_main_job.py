@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]
 @pytest.mark.distributed
 def test_a_run_leaves_everything_it_promises(finished: tuple[Path, Path, str]) -> None:
     run, _, printed = finished
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["world_size"] == 2
+    assert environment["hosts"] == 1
+    assert environment["packages"]["torch"] == metadata.version("torch")
+    assert environment["device"]
     for name in ("recipe.yaml", "metrics.jsonl", "results.json", "results.md", "curves.png", "tensorboard"):
         assert (run / name).exists(), name
         assert name in ("recipe.yaml", "results.json") or name in printed

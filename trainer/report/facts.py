@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from trainer.metrics.progress import duration
@@ -48,8 +49,9 @@ def environment(compared: Compared) -> Markup:
         ("precision", lambda run: run.recipe.training.precision),
         ("peak memory of the first GPU, GiB", lambda run: _peak(run, "memory/gpu_peak_gib")),
         ("peak memory of the first process, GiB", lambda run: _peak(run, "memory/host_gib")),
-        ("commit of sett", lambda run: run.provenance.get("commit")),
-        ("transformers", lambda run: run.transformers or None),
+        ("commit of sett", lambda run: run.environment.get("commit")),
+        ("python", lambda run: run.environment.get("python")),
+        *((name, partial(_package, name)) for name in ("sett", "torch", "deepspeed", "transformers")),
     ]
     return _facts(compared, facts)
 
@@ -116,7 +118,12 @@ def _mean(run: RunFiles) -> str | None:
 
 def _device(run: RunFiles) -> str:
     kind = "GPU" if len(run.series("memory/gpu_peak_gib").steps) else "CPU"
-    return str(run.provenance.get("device") or kind)
+    return str(run.environment.get("device") or kind)
+
+
+def _package(name: str, run: RunFiles) -> str | None:
+    found = run.environment.get("packages", {}).get(name)
+    return None if found is None else str(found)
 
 
 def _peak(run: RunFiles, key: str) -> str | None:

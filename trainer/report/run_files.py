@@ -1,7 +1,7 @@
 """What a run directory says, read once.
 
-Owns: reading the recipe, the log, `results.json`, the newest checkpoint's `sett.json`, `study.json`, and the state
-they add up to. Nothing is written, and no file of a checkpoint but its marker is opened, so torch is not needed.
+Owns: reading the recipe, the log, `results.json`, `environment.json`, the newest checkpoint's `sett.json`, and the
+state they add up to. Nothing is written, and no file of a checkpoint but its marker is opened, so torch is not needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.metrics.scores import higher_is_better
 from trainer.tasks.cards import load_tasks
 from trainer.tasks.spec import Family
 
-RECIPE, RESULTS, MARKER, PROVENANCE = "recipe.yaml", "results.json", "sett.json", "study.json"
+RECIPE, RESULTS, MARKER, ENVIRONMENT = "recipe.yaml", "results.json", "sett.json", "environment.json"
 NO_FAMILY = "other"
 QUIET_SECONDS = 600.0
 """An unfinished run that has written nothing for so long counts as stopped, unless its lines are that far apart."""
@@ -64,10 +64,8 @@ class RunFiles:
     """The lines of `results.json`; empty while the run is not finished."""
     checkpoint: dict[str, Any]
     """`sett.json` of the newest checkpoint; empty without one."""
-    provenance: dict[str, Any]
-    """Where a study ran it: device, date, commit."""
-    transformers: str
-    """The version that wrote the exported models."""
+    environment: dict[str, Any]
+    """What it was last started on: device, versions, commit; empty for a run that did not say."""
     read_at: float
 
     @cached_property
@@ -177,8 +175,7 @@ def read_run(path: Path) -> RunFiles:
             records=read_metrics(path / FILE_NAME),
             results=_results(path / RESULTS),
             checkpoint=_newest_marker(path),
-            provenance=_read_object(path / PROVENANCE, "delete it; only a study needs it"),
-            transformers=_transformers(path),
+            environment=_read_object(path / ENVIRONMENT, "delete it; only reports need it"),
             read_at=time.time(),
         )
     except OSError as error:
@@ -238,12 +235,6 @@ def _newest_marker(path: Path) -> dict[str, Any]:
         if found := _read_object(marker, f"delete {marker.parent} to resume from the checkpoint before"):
             return found
     return {}
-
-
-def _transformers(path: Path) -> str:
-    for config in sorted(path.glob("export/*/config.json")):
-        return str(_read_object(config, "export it again with `sett export`").get("transformers_version", ""))
-    return ""
 
 
 def _read_object(path: Path, remedy: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from trainer.errors import ConfigError
 from trainer.meta import Controller
 from trainer.metrics.log import MetricsLog
 from trainer.metrics.progress import Progress
+from trainer.run.environment import write_environment
 from trainer.run.evaluate import Evaluation, evaluate
 from trainer.run.export import export_run
 from trainer.run.init_from import begin_from
@@ -60,6 +61,7 @@ def train_rank(recipe: Recipe, run_dir: Path) -> None:
         )
     begin = begin_from(recipe) if newest(run_dir) is None else None
     session = start(recipe, job.tasks, run_dir, job.random_weights, begin=begin)
+    write_environment(run_dir, session)
     checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep_last, recipe.checkpoint.keep_best)
     controller = controller_of(job, session)
     state, resumed = _restore(recipe, session, checkpoints, run_dir, controller)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import subprocess
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,6 +19,7 @@ from trainer.errors import RunError
 from trainer.metrics.log import FILE_NAME as METRICS
 from trainer.metrics.log import read_metrics
 from trainer.metrics.table import TaskResult
+from trainer.run.environment import commit, device_name
 from trainer.run.evaluate_run import result_path
 from trainer.run.outcome import RESULTS, chosen_step, read_results
 from trainer.study.grid import Run
@@ -122,31 +121,6 @@ def peak_memory(records: list[dict[str, Any]]) -> float | None:
         if values := [record[key] for record in records if record.get(key) is not None]:
             return float(max(values))
     return None
-
-
-def device_name() -> str:
-    """The GPU, or the CPU's model."""
-    import torch
-
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name(0))
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def commit() -> str:
-    """The commit of the code that runs, `-dirty` with changes; empty outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    folder = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
 
 
 def _row(rows: list[TaskResult], run: Run) -> TaskResult:
