@@ -197,6 +197,32 @@ def linear_op(where: Where, storage: torch.dtype, rows: int, hidden: int, words:
         assert error <= 4 * eps, f"linear {name}: off by {error:.2g} in norm"
 
 
+def second_pass(where: Where, storage: torch.dtype, rows: int, hidden: int, words: int) -> None:
+    """R3F's divergences, of the small heads and of a vocabulary."""
+    draw = torch.Generator().manual_seed(rows)
+    h, weight = heads_data(storage, where, hidden), torch.rand(rows, generator=draw) / rows
+    w = (torch.randn(words, hidden, generator=draw) / hidden**0.5).to(storage)
+    x, y = (torch.randn(rows, hidden, generator=draw).to(storage) for _ in range(2))
+    other = (h["features"].cpu() + torch.randn(h["features"].shape, generator=draw)).to(storage)
+    layout = [h[name] for name in ("segment", "offsets", "loss_weight", "point")]
+    results = []
+    losses: Any
+    for losses, device, dtype in ((fused, where, storage), (ReferenceLosses(), torch.device("cpu"), torch.float64)):
+        leaves = [v.detach().to(device, dtype).requires_grad_() for v in (h["features"], other, h["weight"], h["bias"])]
+        its = [v.to(device) for v in layout]
+        small: Any = losses.head_divergence(*leaves, *its, gradient="both", scores=int(h["offsets"][-1]))
+        large = [v.detach().to(device, dtype).requires_grad_() for v in (x, y, w)]
+        vocabulary: Any = losses.linear_symmetric_kl(*large, None, weight.to(device), gradient="both")
+        backward(small.total)
+        backward(vocabulary.total)
+        found = [small.total, small.divergence, vocabulary.total, vocabulary.divergence]
+        results.append([*found, *(leaf.grad for leaf in (*leaves, *large))])
+    for number, (ours, wanted) in enumerate(zip(*results, strict=True)):
+        eps = max(torch.finfo(storage).eps, 1e-6 if storage == torch.float32 else 0.0)
+        error = float((ours.detach().cpu().double() - wanted.detach()).norm() / wanted.detach().norm())
+        assert error <= 4 * eps, f"second pass, result {number}: off by {error:.2g} in norm"
+
+
 def beyond_int32(where: Where) -> None:
     """2^31 elements and more, functional and in place; rows are compared where the index overflows, and last."""
     words = 128256
@@ -339,6 +365,7 @@ def checks(where: Where, small: bool) -> Iterator[tuple[str, Callable[[], None]]
         yield f"linear {kind}", partial(linear_op, where, storage, *size)
         extras: dict[str, Any] = {"bias": True, "softcap": 30.0, "z_loss": 1e-4}
         yield f"linear {kind}, {', '.join(extras)}", partial(linear_op, where, storage, *size, **extras)
+        yield f"second pass {kind}", partial(second_pass, where, storage, *size)
     yield "upstream gradients", partial(upstream, where)
     yield "same bits", partial(same_bits, where, 5 if small else 200)
     if not small:
