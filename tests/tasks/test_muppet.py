@@ -21,7 +21,9 @@ from trainer.tasks.rows import check_row
 from trainer.tasks.sources import open_source
 from trainer.tasks.spec import TaskSpec
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "muppet.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "muppet.yaml"
+COLLECTION = ROOT.parent / "shared" / "data"
 
 COPIES = {
     "trec": "CogComp/trec",
@@ -109,3 +111,20 @@ def test_every_task_says_where_its_data_set_lies() -> None:
     marks = re.findall(r"^  - name: (\w+) +# (parquet|copy|\?)(?=[;\n])", RECIPE.read_text(), re.MULTILINE)
     assert [name for name, _ in marks] == list(CASES)
     assert {name for name, mark in marks if mark == "copy"} == set(COPIES)
+
+
+@pytest.mark.shared_data
+def test_the_local_recipe_has_the_same_families_and_one_more() -> None:
+    if not COLLECTION.is_dir():
+        pytest.skip(f"NOT CHECKED: the collection of 117 tasks is not at {COLLECTION}")
+    recipe = load_recipe(ROOT / "recipes" / "muppet-local.yaml")
+    assert len(load_tasks(recipe.tasks)) == 117
+    assert Counter(task.family.value for task in load_tasks(recipe.tasks, recipe.exclude)) == {
+        "classification": 43,
+        "pair_classification": 23,
+        "multiple_choice": 14,
+        "span": 8,
+        "seq2seq": 21,
+        "regression": 5,
+    }
+    assert recipe.training.steps == 500
