@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,37 @@ def test_rows_are_counted_and_dev_is_cut_where_there_is_none(tmp_path: Path) -> 
     assert (len(job.train[0]), len(job.dev[0])) == (60, 12)
     assert len(job.train[1]) + len(job.dev[1]) == 60
     assert 5 <= len(job.dev[1]) <= 25
+
+
+def test_some_of_the_tasks_are_drawn_by_the_seed_and_nested(tmp_path: Path) -> None:
+    everything = [task.name for task in prepare(tiny.recipe(tmp_path)).tasks]
+    taken = {n: [t.name for t in prepare(tiny.recipe(tmp_path, take=n)).tasks] for n in range(1, 7)}
+    for n, names in taken.items():
+        assert len(names) == n
+        assert names == [name for name in everything if name in names], "the recipe's order stays"
+        assert n == 1 or set(taken[n - 1]) < set(names)
+    others = {tuple(t.name for t in prepare(tiny.recipe(tmp_path, take=3, seed=s)).tasks) for s in range(8)}
+    assert len(others) > 2
+    without = prepare(tiny.recipe(tmp_path, take=3, exclude=[taken[3][0]])).tasks
+    assert set(taken[3][1:]) < {t.name for t in without}, (
+        "leaving a task out lets the next one in, and changes no other"
+    )
+    refused(tmp_path, ConfigError, "take: 7 tasks, but there are only 6", take=7)
+
+
+def test_some_of_the_rows_are_nested_and_nothing_else_changes(tmp_path: Path) -> None:
+    whole = prepare(tiny.recipe(tmp_path))
+    index = whole.names.index("topic")
+    before: set[int] = set()
+    for share in (0.1, 0.25, 0.5, 1.0):
+        job = prepare(tiny.recipe(tmp_path, sampling={"rows": {"topic": share}}))
+        keys = set(job.train[index].column("key").tolist())
+        assert len(job.train[index]) == math.ceil(share * len(whole.train[index]))
+        assert before <= keys <= set(whole.train[index].column("key").tolist())
+        before = keys
+        assert [len(view) for view in job.dev] == [len(view) for view in whole.dev]
+        assert [len(v) for n, v in zip(job.names, job.train, strict=True) if n != "topic"] == [
+            len(v) for n, v in zip(whole.names, whole.train, strict=True) if n != "topic"
+        ]
+    words = r"sampling.rows.topik: no task of that name \(did you mean 'topic'\?\)"
+    refused(tmp_path, ConfigError, words, sampling={"rows": {"topik": 0.5}})

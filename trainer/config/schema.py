@@ -83,6 +83,8 @@ class SamplingConfig(Section):
     """Most examples a task counts for: needed by rule `capped`, applied before the power by `temperature`."""
     rates: dict[str, Annotated[float, Field(ge=0.0)]] = Field(default_factory=dict)
     """Task -> rate for rule `fixed`; they are normalised to sum to 1 and every task needs one."""
+    rows: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] = Field(default_factory=dict)
+    """Task -> share of its training rows that is used, drawn by the seed; a smaller share is a part of a larger one."""
 
 
 class Heterogeneity(StrEnum):
@@ -317,6 +319,9 @@ class Recipe(Section):
     declarations written out. At least one, unless every stage names its own."""
     exclude: list[str] = Field(default_factory=list)
     """Tasks to leave out: names, globs of names, or `family:NAME`."""
+    take: Positive | None = None
+    """Train on only so many of the tasks that are left, drawn by the seed; a smaller number takes a part of what a
+    larger one takes. Null takes all."""
     sampling: SamplingConfig = SamplingConfig()
     window: WindowConfig = WindowConfig()
     heads: HeadsConfig = HeadsConfig()

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from trainer.config.mixture import tasks_of
 from trainer.config.schema import Recipe
 from trainer.errors import ConfigError
-from trainer.tasks.cards import load_tasks
 from trainer.tasks.spec import TaskSpec
 
 _OWN = ("output", "stages", "init_from")
@@ -64,7 +64,7 @@ def stage_tasks(recipe: Recipe) -> list[TaskSpec]:
     """The tasks of all stages, each once; one that another stage has otherwise under the same name is `NAME@STAGE`."""
     found: dict[str, TaskSpec] = {}
     for run in stage_recipes(recipe):
-        for task in load_tasks(run.tasks, run.exclude):
+        for task in tasks_of(run):
             if found.setdefault(task.name, task) != task:
                 name = f"{task.name}@{run.name}"
                 found[name] = task.model_copy(update={"name": name})

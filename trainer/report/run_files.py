@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from trainer.config import Recipe, load_recipe
+from trainer.config.mixture import tasks_of
 from trainer.errors import RunError, SettError, shortened
 from trainer.metrics.curves import Series
 from trainer.metrics.log import FILE_NAME, read_metrics
 from trainer.metrics.scores import higher_is_better
-from trainer.tasks.cards import load_tasks
 from trainer.tasks.spec import Family
 
 RECIPE, RESULTS, MARKER, ENVIRONMENT = "recipe.yaml", "results.json", "sett.json", "environment.json"
@@ -113,7 +113,7 @@ class RunFiles:
         found = {row["task"]: row["family"] for row in self.results}
         if not found:
             try:
-                found = {spec.name: spec.family.value for spec in load_tasks(self.recipe.tasks, self.recipe.exclude)}
+                found = {spec.name: spec.family.value for spec in tasks_of(self.recipe)}
             except SettError:  # the data may be on another machine
                 return {}
         return found

@@ -9,13 +9,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.config.mixture import tasks_of
 from trainer.engine.checkpoint import Checkpoints, load_weights
 from trainer.errors import ConfigError, nearest
 from trainer.export.huggingface import export_task
 from trainer.run.directory import open_recipe
 from trainer.run.outcome import RESULTS, chosen_step
 from trainer.run.stages import stage_run
-from trainer.tasks.cards import load_tasks
 
 
 def export_run(run_dir: Path, names: Sequence[str], step: str = "best", out: Path | None = None) -> list[Path]:
@@ -36,7 +36,7 @@ def export_run(run_dir: Path, names: Sequence[str], step: str = "best", out: Pat
     """
     run_dir = stage_run(run_dir)
     recipe = open_recipe(run_dir)
-    tasks = load_tasks(recipe.tasks, recipe.exclude)
+    tasks = tasks_of(recipe)
     known = ["backbone", *(task.name for task in tasks)]
     for name in names:
         if name not in known:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.cache.keys import tokenizer_hash
+from trainer.config.mixture import tasks_of
 from trainer.config.schema import ModelConfig, Recipe
 from trainer.engine.checkpoint import Checkpoints, load_weights
 from trainer.engine.start_weights import write_weights
@@ -24,7 +25,6 @@ from trainer.model.source import resolve_path
 from trainer.run.directory import is_finished, open_recipe
 from trainer.run.outcome import chosen_step
 from trainer.run.prepare import Job
-from trainer.tasks.cards import load_tasks
 
 Begin = Callable[[MultiTaskModel, torch.device], None]
 
@@ -60,7 +60,7 @@ def check_origin(job: Job, source: Recipe) -> None:
     where = f"init_from.run: {job.recipe.init_from.run}"
     if tokenizer_hash(_tokenizer(job.recipe.model)) != tokenizer_hash(_tokenizer(source.model)):
         raise ModelError(f"{where}: its model has another tokenizer, so that the same ids are other words")
-    theirs = skeleton(source, load_tasks(source.tasks, source.exclude))
+    theirs = skeleton(source, tasks_of(source))
     try:
         carried(skeleton(job.recipe, job.tasks), theirs, heads=False)
     except ModelError as error:
@@ -77,7 +77,7 @@ def begin_from(recipe: Recipe) -> Begin | None:
     if source is None or start.run is None:
         return None
     folder = Checkpoints(start.run, 1, True).path(chosen_step(start.run, start.checkpoint))
-    theirs = skeleton(source, load_tasks(source.tasks, source.exclude))
+    theirs = skeleton(source, tasks_of(source))
 
     def begin(model: MultiTaskModel, device: torch.device) -> None:
         what = carried(model, theirs, start.heads)

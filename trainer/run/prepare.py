@@ -6,6 +6,7 @@ Owns: `Job`: the tasks, their tokenised rows, the model's facts and the planner 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,13 +24,13 @@ from trainer.batch.masking import MaskRule, masked_units
 from trainer.cache.build import EncodeOptions, build_cache
 from trainer.cache.store import CachedSplit
 from trainer.cache.views import SplitView, cut_dev, cut_held_out, limit, without
+from trainer.config.mixture import tasks_of
 from trainer.config.schema import Heterogeneity, Recipe
 from trainer.errors import ConfigError, ModelError, SettError, nearest, shortened
 from trainer.export.huggingface import auto_class
 from trainer.metrics.scores import check_metric
 from trainer.model.backbone import load_config, load_tokenizer, materialise_random, model_kind, resolve_path
 from trainer.model.heads import HeadTable
-from trainer.tasks.cards import load_tasks
 from trainer.tasks.spec import Family, TaskSpec, TextOf
 from trainer.window import Planner, Pool
 from trainer.window.mixture import example_shares
@@ -131,7 +132,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Job:
     Raises:
         ConfigError, DataError, ModelError: each names the thing, the place and the remedy.
     """
-    tasks = load_tasks(recipe.tasks, recipe.exclude)
+    tasks = tasks_of(recipe)
     _check_names(recipe, tasks)
     for task in tasks:
         check_metric(task)
@@ -193,6 +194,9 @@ def _check_names(recipe: Recipe, tasks: Sequence[TaskSpec]) -> None:
     for name in recipe.loss.weights:
         if name not in names:
             raise ConfigError(f"loss.weights.{name}: no task of that name{nearest(name, names)}")
+    for name in recipe.sampling.rows:
+        if name not in names:
+            raise ConfigError(f"sampling.rows.{name}: no task of that name{nearest(name, names)}")
     known = ["backbone", *names]
     for name in recipe.checkpoint.export:
         if name not in known:
@@ -293,6 +297,11 @@ def _train_and_dev(
             cut = (recipe.evaluation.dev_share, recipe.evaluation.dev_rows, recipe.seed)
             train.append(cut_dev(splits[task.name, "train"], *cut)[0])
             dev.append(cut_dev(splits[task.name, "dev"], *cut)[1])
+    shares = recipe.sampling.rows
+    train = [
+        limit(view, math.ceil(shares.get(task.name, 1.0) * len(view)), recipe.seed)
+        for task, view in zip(tasks, train, strict=True)
+    ]
     if most := recipe.evaluation.max_rows:
         dev = [limit(view, most, recipe.seed) for view in dev]
     return train, dev

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.config import Recipe, load_recipe
+from trainer.config.mixture import tasks_of
 from trainer.config.stages import stage_recipes
 from trainer.errors import ConfigError, SettError, nearest, shortened
 from trainer.run.job import check_run
 from trainer.study.schema import Study
-from trainer.tasks.cards import load_tasks
 from trainer.tasks.spec import TaskSpec
 
 _VARIABLE = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -63,9 +63,9 @@ def plan_runs(study: Study) -> list[Run]:
                 try:
                     run = _plan(study, task, arm, seed)
                     last = run.stages[-1]
-                    entries = str((last.tasks, last.exclude))
+                    entries = str((last.tasks, last.exclude, last.take, last.take and last.seed))
                     if entries not in known:
-                        known[entries] = load_tasks(last.tasks, last.exclude)
+                        known[entries] = tasks_of(last)
                     check_judged(task, known[entries], study.metric)
                     for stage in run.stages:
                         check_run(stage)

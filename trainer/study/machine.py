@@ -14,12 +14,12 @@ import psutil
 import torch
 
 from trainer.config import Recipe
+from trainer.config.mixture import tasks_of
 from trainer.engine.deepspeed_json import resolve
 from trainer.errors import ConfigError
 from trainer.model.multitask import sizes
 from trainer.run.memory import estimate
 from trainer.study.grid import Run
-from trainer.tasks.cards import load_tasks
 
 CORES_A_RANK = 2
 PROCESS_BYTES = 1.5 * 2**30
@@ -85,7 +85,7 @@ def cpu_slots(cores: int, jobs: int, ranks: int) -> Slots:
 
 def run_bytes(recipe: Recipe, ranks: int) -> float:
     """Memory of a run on a CPU: its model's states, sharded as its DeepSpeed configuration says, and its processes."""
-    measured = sizes(recipe, load_tasks(recipe.tasks, recipe.exclude))
+    measured = sizes(recipe, tasks_of(recipe))
     config = resolve(recipe, ranks, hidden_size=measured.hidden_size, device="cpu")
     stage = config.get("zero_optimization", {}).get("stage", 0)
     rows = estimate(measured.parameters, measured.largest_layer, ranks, ranks)
