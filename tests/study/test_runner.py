@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from study.stub import StubRunner, stub_runs
 
 from trainer.study.claim import FILE_NAME, Claim
-from trainer.study.grid import Run
+from trainer.study.grid import ORIGINS, Run
 from trainer.study.machine import Slots
 from trainer.study.process import processes_of
 from trainer.study.result import PROVENANCE, Action, next_action
@@ -133,3 +134,26 @@ def test_a_run_whose_claim_is_lost_stops(tmp_path: Path, monkeypatch: pytest.Mon
     thief.join()
     assert tally.stopped == runs
     assert any("the claim has gone to" in line for line in said)
+
+
+def test_runs_wait_for_the_one_they_start_from(tmp_path: Path) -> None:
+    plain, started = stub_runs(tmp_path, seeds=1)
+    origin = replace(plain, task=ORIGINS, arm="pre", recipe=stub_runs(tmp_path / "o", 1)[0].recipe)
+    runs, said = [origin, replace(started, origin=origin), plain], list[str]()
+    tally = runner(runs, said).work()
+    assert [run.label for run in tally.finished][-1] == started.label, "the other place was not left empty meanwhile"
+    order = [line.split()[:2] for line in said]
+    assert order.index(["finished", "origins/pre/seed-0"]) < order.index(["started", started.label])
+    assert nothing_is_left(runs)
+
+
+def test_runs_fail_with_the_one_they_start_from(tmp_path: Path) -> None:
+    plain, started = stub_runs(tmp_path, seeds=1)
+    origin = replace(plain, task=ORIGINS, arm="pre", recipe=stub_runs(tmp_path / "o", 1)[0].recipe)
+    waiting = replace(started, origin=origin)
+    said = list[str]()
+    tally = runner([origin, waiting, plain], said, codes={origin.label: 7}).work()
+    assert tally.failed == [origin, waiting]
+    assert tally.finished == [plain]
+    assert f"FAILED   {waiting.label}: not started, because origins/pre/seed-0 has failed" in said
+    assert runner([origin, waiting, plain], said).work().finished == [origin, waiting]

@@ -112,3 +112,42 @@ def test_not_a_mapping(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(["arms"]))
     with pytest.raises(ConfigError, match="a study is a mapping of keys to values"):
         load_study(path)
+
+
+ORIGIN = {"recipe": "both.yaml", "overrides": ["training.steps=3"]}
+
+
+def test_origins_come_first_and_arms_start_from_them(folder: Path) -> None:
+    arms = {"alone": {"recipe": "alone.yaml"}, "from": {"recipe": "alone.yaml", "origin": "pre"}}
+    runs = planned(folder, origins={"pre": ORIGIN, "unused": ORIGIN}, arms=arms, overrides=["training.steps=5"])
+    assert [run.label for run in runs][:3] == ["origins/pre/seed-0", "topic/alone/seed-0", "topic/from/seed-0"]
+    assert [run.label for run in runs if not run.judged] == ["origins/pre/seed-0", "origins/pre/seed-1"]
+    assert len(runs) == load_study(folder / "study.yaml").planned
+    origin, alone, begun = runs[:3]
+    assert origin.recipe.training.steps == 3, "the study's overrides are of its arms"
+    assert begun.origin is origin
+    assert begun.recipe.init_from.run == origin.directory
+    assert alone.origin is alone.recipe.init_from.run is None
+    assert load_recipe(begun.recipe_path, begun.overrides) == begun.recipe
+
+
+@pytest.mark.parametrize(
+    ("arm", "origin", "words"),
+    [
+        ({"origin": "pro"}, ORIGIN, r"arms.alone.origin: there is no origin 'pro' \(did you mean 'pre'\?\)"),
+        (
+            {"origin": "pre"},
+            {**ORIGIN, "overrides": ["seed=3"]},
+            "origin 'pre', seed 0: override 'seed=3': seed is set",
+        ),
+        (
+            {"origin": "pre"},
+            {**ORIGIN, "overrides": ["model.config.hidden_size=64"]},
+            "model.config: .* but the origin",
+        ),
+        ({"origin": "pre"}, {**ORIGIN, "overrides": ["exclude=[nothing]"]}, "origin 'pre', seed 0: exclude: 'nothing'"),
+    ],
+)
+def test_bad_origins(folder: Path, arm: dict[str, Any], origin: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        planned(folder, origins={"pre": origin}, arms={"alone": {"recipe": "alone.yaml", **arm}})

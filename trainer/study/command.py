@@ -30,7 +30,8 @@ def run_study(study: Study, jobs: int | None, ranks: int, limit: float | None) -
     slots = choose_slots(runs, jobs, ranks)
     runner = Runner(runs, study.metric, slots, limit, _say)
     _say(
-        f"study {study.name}: {len(study.arms)} arms x {len(study.tasks)} tasks x {len(study.all_seeds)} seeds; "
+        f"study {study.name}: {len(study.arms)} arms x {len(study.tasks)} tasks x {len(study.all_seeds)} seeds"
+        f"{f' from {len(study.used_origins)} origins' if study.used_origins else ''}; "
         f"{runner.done} of {len(runs)} runs are done, {len(slots.environments)} at once"
     )
     tally = runner.work()
@@ -46,7 +47,8 @@ def report_study(study: Study) -> None:
     _report(study, plan_runs(study))
 
 
-def _report(study: Study, runs: Sequence[Run]) -> None:
+def _report(study: Study, planned: Sequence[Run]) -> None:
+    runs = [run for run in planned if run.judged]
     summary = write_report(study, runs)
     console = Console()
     console.print(terminal_table(study, summary))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from trainer.tasks.spec import TaskSpec
 
 _VARIABLE = re.compile(r"\{([A-Za-z_]\w*)\}")
 _SET_BY_THE_STUDY = ("seed", "output", "name")
+ORIGINS = "origins"
+"""Stands where other runs have their task: in labels, and in the study's directory."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,13 @@ class Run:
     recipe_path: Path
     overrides: tuple[str, ...]
     recipe: Recipe = field(compare=False)
+    origin: Run | None = None
+    """The run that has to be finished first."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is a cell of the study, and not what some of them start from."""
+        return self.task != ORIGINS
 
     @property
     def label(self) -> str:
@@ -56,12 +66,17 @@ def plan_runs(study: Study) -> list[Run]:
         SettError: a recipe, an override or a judged task is wrong; the message names arm, task and seed.
     """
     known: dict[str, list[TaskSpec]] = {}  # seeds share their tasks' cards
-    runs = []
+    runs: list[Run] = []
     for seed in study.all_seeds:
+        origins = {}
+        for name in study.used_origins:
+            with _about(f"origin '{name}', seed {seed}"):
+                origins[name] = _plan_origin(study, name, seed)
+        runs += origins.values()
         for task in study.tasks:
             for arm in study.arms:
-                try:
-                    run = _plan(study, task, arm, seed)
+                with _about(f"arm '{arm}', task '{task}', seed {seed}"):
+                    run = _plan(study, task, arm, seed, origins)
                     last = run.stages[-1]
                     entries = str((last.tasks, last.exclude, last.take, last.take and last.seed))
                     if entries not in known:
@@ -69,27 +84,61 @@ def plan_runs(study: Study) -> list[Run]:
                     check_judged(task, known[entries], study.metric)
                     for stage in run.stages:
                         check_run(stage)
-                except SettError as error:
-                    raise type(error)(f"arm '{arm}', task '{task}', seed {seed}: {error}") from error
-                runs.append(run)
+                    runs.append(run)
     return runs
 
 
-def _plan(study: Study, task: str, arm: str, seed: int) -> Run:
+@contextmanager
+def _about(what: str) -> Iterator[None]:
+    """Say which run an error is about."""
+    try:
+        yield
+    except SettError as error:
+        raise type(error)(f"{what}: {error}") from error
+
+
+def _plan_origin(study: Study, name: str, seed: int) -> Run:
+    config = study.origins[name]
+    overrides = _filled(config.overrides, {"seed": str(seed)}, seed, study.directory / ORIGINS / name)
+    run = Run(ORIGINS, name, seed, config.recipe, overrides, load_recipe(config.recipe, overrides))
+    if run.recipe.stages:
+        raise ConfigError("an origin has no stages; give the stages to the arms, or make each an origin's recipe")
+    tasks_of(run.recipe)
+    check_run(run.recipe)
+    return run
+
+
+def _plan(study: Study, task: str, arm: str, seed: int, origins: Mapping[str, Run]) -> Run:
     config = study.arms[arm]
     variables = {**study.task(task).variables, "task": task, "seed": str(seed)}
     written = [*study.overrides, *config.overrides, *study.task(task).overrides]
+    overrides = _filled(written, variables, seed, study.directory / task / arm)
+    origin = None if config.origin is None else origins[config.origin]
+    if origin is not None:
+        overrides += (f"init_from.run={json.dumps(str(origin.directory))}",)
+    run = Run(task, arm, seed, config.recipe, overrides, load_recipe(config.recipe, overrides), origin)
+    if origin is not None:
+        _check_same_model(run.stages[0], origin.recipe)
+    return run
+
+
+def _check_same_model(recipe: Recipe, origin: Recipe) -> None:
+    """Before the origin is trained; all else about taking over weights is checked when the arm starts."""
+    for key in ("path", "config", "tokenizer"):
+        ours, theirs = getattr(recipe.model, key), getattr(origin.model, key)
+        if ours != theirs:
+            raise ConfigError(f"model.{key}: {ours}, but the origin '{origin.output.name}' has {theirs}; say one")
+
+
+def _filled(written: Sequence[str], variables: Mapping[str, str], seed: int, folder: Path) -> tuple[str, ...]:
+    """The overrides with their variables filled in, and those that are the study's own."""
     overrides = [substitute(override, variables) for override in written]
     for override in overrides:
         key = override.partition("=")[0].strip()
         if key in _SET_BY_THE_STUDY:
             raise ConfigError(f"override '{override}': {key} is set by the study; take it out")
-    overrides += [
-        f"seed={seed}",
-        f"output={json.dumps(str(study.directory / task / arm))}",  # quoted: the value is read as YAML
-        f"name=seed-{seed}",
-    ]
-    return Run(task, arm, seed, config.recipe, tuple(overrides), load_recipe(config.recipe, overrides))
+    # Quoted: the value is read as YAML.
+    return (*overrides, f"seed={seed}", f"output={json.dumps(str(folder))}", f"name=seed-{seed}")
 
 
 def substitute(override: str, variables: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from rich import box
 from rich.table import Table
 
 from trainer.metrics.progress import duration
+from trainer.study.curve import critical_point, curves_of, draw_curves
 from trainer.study.grid import Run
 from trainer.study.picture import draw_study
 from trainer.study.result import Result, read_result
@@ -23,7 +24,7 @@ from trainer.study.schema import Study
 from trainer.study.statistics import MOST_EXACT, SAMPLES, Permutation
 from trainer.study.summary import Cell, Row, Summary, summarise
 
-TABLE, RUNS, SUMMARY, PICTURE = "RESULTS.md", "results.csv", "summary.csv", "results.png"
+TABLE, RUNS, SUMMARY, PICTURE, CURVES = "RESULTS.md", "results.csv", "summary.csv", "results.png", "curves.png"
 
 
 def write_report(study: Study, runs: Sequence[Run]) -> Summary:
@@ -40,6 +41,9 @@ def write_report(study: Study, runs: Sequence[Run]) -> Summary:
     if results:
         draw_study(study, summary, _aside(folder / PICTURE))
         os.replace(_aside(folder / PICTURE), folder / PICTURE)
+    if results and curves_of(study):
+        draw_curves(study, summary, _aside(folder / CURVES))
+        os.replace(_aside(folder / CURVES), folder / CURVES)
     return summary
 
 
@@ -49,7 +53,19 @@ def to_markdown(study: Study, summary: Summary) -> str:
     lines = [f"| {' | '.join(header)} |", "|---|---|" + "---:|" * len(study.arms)]
     lines += [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in body]
     picture = [f"![Scores by task and arm]({PICTURE})", ""] if summary.results else []
+    if summary.results and curves_of(study):
+        picture += [*_critical_points(study, summary), "", f"![Scores along {study.x_label or 'x'}]({CURVES})", ""]
     return "\n".join([f"# {study.name}", "", *lines, "", *_legend(study, summary), "", *picture])
+
+
+def _critical_points(study: Study, summary: Summary) -> list[str]:
+    """From which x on each curve stays above its first point, by the means over seeds."""
+    lines = []
+    for curve, arms in curves_of(study).items():
+        found = {row.task: critical_point(study, row, curve) for row in summary.rows}
+        told = ", ".join(f"{task} {'nowhere' if x is None else f'{x:g}'}" for task, x in found.items())
+        lines.append(f"- {f'{curve}: ' if curve else ''}better than {arms[0]} from {study.x_label or 'x'} = {told}")
+    return lines
 
 
 def terminal_table(study: Study, summary: Summary) -> Table:

@@ -58,18 +58,18 @@ def next_action(run: Run, split: str) -> Action:
     """What is left to do for a run, from its files alone."""
     if not (run.directory / RESULTS).is_file():
         return Action.TRAIN
-    if split == "test" and not (run.directory / TEST).is_file():
+    if run.judged and split == "test" and not (run.directory / TEST).is_file():
         return Action.TEST
     return Action.NOTHING
 
 
 def read_result(run: Run, split: str) -> Result | None:
-    """The result of a run; None while it is not finished.
+    """The result of a run; None while it is not finished, and for what is not judged.
 
     Raises:
         RunError: its files do not belong to this study.
     """
-    if next_action(run, split) is not Action.NOTHING:
+    if not run.judged or next_action(run, split) is not Action.NOTHING:
         return None
     dev = _row(read_results(run.directory / RESULTS), run)
     judged = _row([_read_test(run)], run) if split == "test" else dev

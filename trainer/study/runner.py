@@ -103,6 +103,8 @@ class Runner:
         for run in list(self.pending):
             if not free:
                 return
+            if run.origin is not None and not self._has_origin(run, run.origin):
+                continue
             if time.monotonic() < self._try_again.get(run, 0.0):
                 continue
             if next_action(run, self.split) is Action.NOTHING:
@@ -126,6 +128,18 @@ class Runner:
             child = self._launch(run, action, slot)
             self.active.append(Active(run, claim, slot, time.monotonic(), action, child))
             self.say(f"started  {run.label}  ({self._numbers()})")
+
+    def _has_origin(self, run: Run, origin: Run) -> bool:
+        """Whether the run that `run` starts from is finished; where that has failed, `run` fails with it."""
+        if next_action(origin, self.split) is Action.NOTHING:
+            return True
+        if origin in self.tally.failed:
+            self.pending.remove(run)
+            self.tally.failed.append(run)
+            self.say(f"FAILED   {run.label}: not started, because {origin.label} has failed")
+        elif origin in self._held:  # with another study: neither is waited for
+            self._held.add(run)
+        return False
 
     def _launch(self, run: Run, action: Action, slot: int) -> Child:
         sett = [sys.executable, "-m", "trainer.cli"]

@@ -23,6 +23,15 @@ RESERVED = ("task", "seed")
 """Variables that every run has by itself."""
 
 
+class OriginConfig(Section):
+    """A run that arms start from, once for each seed: it is trained before them, and not judged."""
+
+    recipe: Path
+    """The recipe's YAML file, without stages."""
+    overrides: list[str] = Field(default_factory=list)
+    """`key.path=value`, as on the command line; `{seed}` is filled in. Those of the study are not applied."""
+
+
 class ArmConfig(Section):
     """One way of training: a recipe and what is changed in it."""
 
@@ -31,6 +40,12 @@ class ArmConfig(Section):
     overrides: list[str] = Field(default_factory=list)
     """`key.path=value`, as on the command line, after those of the study; `{task}`, `{seed}` and `{VARIABLE}` are
     filled in."""
+    origin: str | None = None
+    """The origin whose weights it starts from (`init_from`), of the same seed."""
+    x: float | None = None
+    """Where the arm stands on the horizontal axis of a curve; arms that have it are drawn, in `curves.png`."""
+    curve: str = ""
+    """Which curve it is on, where there are several; its first arm is what the others are compared with there."""
 
 
 class TaskConfig(Section):
@@ -72,6 +87,10 @@ class Study(Section):
     """Overrides of every run."""
     tasks: Annotated[dict[TaskName, TaskConfig | None], Field(min_length=1)]
     """The judged tasks, with their variables."""
+    x_label: str = ""
+    """What the arms' `x` is."""
+    origins: dict[Name, OriginConfig] = Field(default_factory=dict)
+    """Runs that arms start from."""
     arms: Annotated[dict[Name, ArmConfig], Field(min_length=1)]
     """The arms."""
 
@@ -90,7 +109,12 @@ class Study(Section):
 
     @property
     def planned(self) -> int:
-        return len(self.arms) * len(self.tasks) * len(self.all_seeds)
+        return (len(self.arms) * len(self.tasks) + len(self.used_origins)) * len(self.all_seeds)
+
+    @property
+    def used_origins(self) -> list[str]:
+        """The origins that an arm starts from."""
+        return [name for name in self.origins if any(arm.origin == name for arm in self.arms.values())]
 
     def task(self, name: str) -> TaskConfig:
         return self.tasks[name] or TaskConfig()
@@ -100,6 +124,11 @@ class Study(Section):
         if self.baseline not in self.arms:
             hint = nearest(self.baseline, self.arms) or f"; the arms are {', '.join(self.arms)}"
             raise ValueError(f"baseline: there is no arm '{self.baseline}'{hint}")
+        for name, arm in self.arms.items():
+            if arm.origin is not None and arm.origin not in self.origins:
+                raise ValueError(
+                    f"arms.{name}.origin: there is no origin '{arm.origin}'{nearest(arm.origin, self.origins)}"
+                )
         seeds = self.all_seeds
         if len(set(seeds)) < len(seeds):
             raise ValueError("seeds: a seed is there twice; two runs with one seed are one run")
@@ -116,8 +145,9 @@ def load_study(path: Path) -> Study:
     base = path.resolve().parent
     if isinstance(values.get("output"), str):
         values["output"] = _absolute(values["output"], base)
-    if isinstance(arms := values.get("arms"), dict):
-        values["arms"] = {name: _with_recipe(arm, base) for name, arm in arms.items()}
+    for key in ("arms", "origins"):
+        if isinstance(runs := values.get(key), dict):
+            values[key] = {name: _with_recipe(run, base) for name, run in runs.items()}
     try:
         return Study.model_validate(values)
     except ValidationError as error:
