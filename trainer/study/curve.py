@@ -52,7 +52,7 @@ def draw_curves(study: Study, summary: Summary, out: Path) -> None:
     rows = summary.rows
     columns = min(MOST_COLUMNS, len(rows))
     lines = math.ceil(len(rows) / columns)
-    width, height = columns * WIDTH + 0.4, lines * HEIGHT + HEAD
+    width, height = max(columns * WIDTH + 0.4, 6.2), lines * HEIGHT + HEAD  # a heading needs its room
     figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
     FigureCanvasAgg(figure)
     part = figure.subfigures(1, 1, squeeze=False)[0, 0]
