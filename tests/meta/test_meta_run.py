@@ -16,6 +16,7 @@ from trainer.engine.checkpoint import Checkpoints, load_weights
 from trainer.metrics.log import read_metrics
 
 NAMES = tiny.FAMILIES["encoder"]
+COSINE = {"signal": "cosine", "layers": None}  # bounded: a rate of 100 makes one task the first, whatever the model
 
 
 def train(folder: Path, name: str, **changes: Any) -> Path:
@@ -79,7 +80,7 @@ def test_going_on_in_the_middle_of_an_interval_changes_nothing(tmp_path: Path, n
 
 @pytest.mark.distributed
 def test_sampling_draws_what_it_has_learned(tmp_path: Path) -> None:
-    run = train(tmp_path, "drawn", meta={"action": "sampling", "rate": 100.0, "every": 2, "floor": 0.3})
+    run = train(tmp_path, "drawn", meta={"action": "sampling", "rate": 100.0, "every": 2, "floor": 0.3, **COSINE})
     last = [r for r in read_metrics(run / "metrics.jsonl") if "weight/topic" in r][-1]
     drawn = {n: last[f"share/{n}"] for n in NAMES}
     best = max(NAMES, key=lambda n: last[f"weight/{n}"])
