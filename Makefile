@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine with Python 3.11 or 3.12 and a C++ compiler:
 #   make quickstart   train on the embedded tasks, in about five minutes
-#                     (make quickstart-meta: learn how much seven of them count for an eighth)
+#                     (make quickstart-meta: learn how much three of them count for a fourth)
 #   make test         lint, types, all tests
 
 # The first that runs: a version manager's shim can stand for a Python that is not installed.

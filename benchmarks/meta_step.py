@@ -1,6 +1,6 @@
 """What learned weights cost: windows with fixed weights, windows that are read, refreshes, the authors' way, in turns.
 
-    python benchmarks/meta_step.py [--rounds 8] [--micro-batches 5] [--tokens 3328] [--out FILE]
+    python benchmarks/meta_step.py [--rounds 8] [--micro-batches 5] [--tokens 4096] [--out FILE]
 
 MiniLM on citation_intent and four auxiliaries of ../shared/data, one process, ZeRO-3, a micro-batch a task. Per round,
 on the same window:
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--micro-batches", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=3328)
+    parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if not DATA.is_dir():
