@@ -77,10 +77,10 @@ def test_joint_training_differs_in_its_weights_alone() -> None:
     assert equal.model_copy(update=same) == learned.model_copy(update=same)
 
 
-def test_the_meta_quickstart_has_the_same_tasks_as_the_quickstart() -> None:
+def test_the_meta_quickstart_takes_tasks_of_the_quickstart() -> None:
     both = [load_recipe(ROOT / "recipes" / f"{name}.yaml") for name in ("quickstart", "meta-quickstart")]
     names = [[task.name for task in load_tasks(recipe.tasks, recipe.exclude)] for recipe in both]
-    assert names[0] == names[1]
+    assert set(names[1]) < set(names[0])
     assert both[1].meta is not None
     assert both[1].meta.end_task in names[1]
 
